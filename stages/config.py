@@ -1,0 +1,287 @@
+"""The configuration: one frozen dataclass per section of params.yaml, and the strict loader. Imports errors only, never torch.
+
+A field is at once a key of params.yaml, a flag of the subcommand of the same name and a line of --help, so its help text stands here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stages.errors import UsageError
+
+
+def tunable(default: Any, help: str, *, choices: tuple[str, ...] = (), low: float | None = None, high: float | None = None, duration: bool = False) -> Any:
+    """A dataclass field with what the loader and --help need.
+
+    ``low`` and ``high`` are inclusive bounds, for every element when the field is a list. ``duration`` marks a "how long" field (trials, epochs):
+    it is left out of the key of the resumable state, so that raising it continues a run instead of starting anew.
+    """
+    return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high, "duration": duration})
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is being compressed: a network, its data and how to train it."""
+
+    task: str = tunable("classification", "what the network does: classification, or package.module:Class of your own Task")
+    model: str = tunable("npas_net", "zoo name (npas_net), torchvision name (mobilenet_v2), or package.module:callable that returns an nn.Module")
+    weights: str | None = tunable(None, "file with the trained state_dict; null: npas pretrain trains the network")
+    data: str = tunable("digits", "digits (embedded), a folder with train/ and val/ (one subfolder a class), or package.module:callable")
+    image_size: int = tunable(32, "height and width that images are resized to, in pixels", low=8, high=1024)
+    batch_size: int = tunable(64, "images per training step", low=1)
+    train_limit: int = tunable(0, "use only this many training images (0: all)", low=0)
+    train_device: str = tunable("auto", "where training runs; latency is never measured there", choices=("auto", "cpu", "cuda"))
+    threads: int = tunable(0, "CPU threads for training (0: all cores)", low=0)
+    seed: int = tunable(0, "seed of initial weights, shuffling and data split", low=0)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The device whose latency counts."""
+
+    device: str = tunable("host", "device to measure on: host (this machine)")
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """Train the dense starting point (skipped when task.weights is given)."""
+
+    epochs: int = tunable(24, "passes over the training images", low=0, duration=True)
+    lr: float = tunable(0.004, "peak learning rate (AdamW, one-cycle cosine)", low=0)
+    weight_decay: float = tunable(0.02, "AdamW weight decay", low=0)
+    label_smoothing: float = tunable(0.1, "label smoothing of the cross-entropy", low=0, high=1)
+
+
+@dataclass(frozen=True)
+class ReplaceOps:
+    """Phase 1: replace operators that mobile hardware computes slowly, then fine-tune once (NPAS, section 5.1)."""
+
+    epochs: int = tunable(5, "fine-tuning epochs for the whole replacement (paper: 5)", low=0, duration=True)
+    lr: float = tunable(0.001, "peak learning rate of the fine-tuning", low=0)
+    weight_decay: float = tunable(0.02, "AdamW weight decay", low=0)
+    distill: float = tunable(0.5, "weight of the distillation loss from the original network (0: none)", low=0, high=1)
+
+
+@dataclass(frozen=True)
+class SearchScheme:
+    """Phase 2: choose a pruning scheme and rate for every layer under the latency budget (NPAS, section 5.2)."""
+
+    budget_ms: float | None = tunable(None, "latency budget in milliseconds on the device; wins over budget_ratio", low=0)
+    budget_ratio: float = tunable(0.5, "latency budget as a fraction of the dense latency, when budget_ms is null", low=0, high=1)
+    strategy: str = tunable("npas", "who proposes: npas (Q-learning + Gaussian-process screen), ql (Q-learning alone), bo (screen over a random pool), random", choices=("npas", "ql", "bo", "random"))
+    trials: int = tunable(30, "candidates to evaluate", low=1, duration=True)
+    schemes: tuple[str, ...] = tunable(("none", "filter", "block-punched", "pattern"), "pruning schemes to choose from", choices=("none", "filter", "block-punched", "pattern"))
+    rates: tuple[float, ...] = tunable((2.0, 2.5, 3.0, 5.0, 7.0, 10.0), "pruning rates to choose from (3 keeps one weight in three); none is rate 1", low=1)
+    blocks: tuple[int, ...] = tunable((8, 16, 32), "filters that share their kept positions in block-punched and pattern layers", low=1, high=64)
+    epochs: float = tunable(2.0, "retraining epochs of each candidate (paper: 2)", low=0)
+    lr: float = tunable(0.002, "peak learning rate of that retraining", low=0)
+    pool: int = tunable(100, "proposals that the Gaussian process screens in each round", low=1)
+    batch: int = tunable(5, "candidates evaluated before the agent and the screen learn again", low=1)
+    initial: int = tunable(10, "candidates evaluated before the screen starts", low=1)
+    alpha: float = tunable(2.0, "reward = accuracy - alpha * max(0, latency - budget) / budget", low=0)
+    q_lr: float = tunable(0.01, "Q-learning rate (metaQNN: 0.01)", low=0, high=1)
+    q_gamma: float = tunable(1.0, "Q-learning discount (metaQNN: 1.0)", low=0, high=1)
+    q_initial: float = tunable(0.5, "initial Q value (metaQNN: 0.5)")
+    q_replay: int = tunable(128, "trajectories replayed after each round (metaQNN: 128)", low=0)
+    q_explore: float = tunable(0.55, "share of the trials with epsilon 1.0; then it falls to 0.1 in equal steps (metaQNN: 0.55)", low=0, high=1)
+    wl_depth: int = tunable(3, "most Weisfeiler-Lehman rounds; the depth in 1..wl_depth is chosen by marginal likelihood", low=1, high=5)
+    train_limit: int = tunable(0, "training images for the fast evaluation (0: all)", low=0)
+    train_threads: int = tunable(1, "CPU threads for training candidates; the other cores measure", low=1)
+    runs: int = tunable(30, "timed runs per candidate, each beside the dense reference", low=3)
+    seed: int = tunable(0, "seed of the search", low=0)
+
+
+@dataclass(frozen=True)
+class SearchPruner:
+    """Phase 3: find the algorithm that prunes best to the chosen scheme, and run it to the end (NPAS, section 5.3)."""
+
+    algorithms: tuple[str, ...] = tunable(("magnitude", "gradual", "admm"), "algorithms in the race", choices=("magnitude", "gradual", "admm"))
+    distill: str = tunable("both", "race with and without distillation from the dense network: both, yes, no", choices=("both", "yes", "no"))
+    race_epochs: int = tunable(2, "epochs of each entry of the race", low=1)
+    epochs: int = tunable(12, "epochs of the winner, from the dense weights to the end", low=1, duration=True)
+    lr: float = tunable(0.003, "peak learning rate (AdamW, one-cycle cosine)", low=0)
+    weight_decay: float = tunable(0.02, "AdamW weight decay", low=0)
+    distill_weight: float = tunable(0.7, "weight of the distillation loss", low=0, high=1)
+    temperature: float = tunable(3.0, "softmax temperature of the distillation (Hinton et al. 2015)", low=0.1)
+    admm_rho: float = tunable(0.0001, "ADMM penalty at the start (YOLObile: 1e-4)", low=0)
+    admm_stages: int = tunable(4, "times that rho is raised tenfold (YOLObile: 4)", low=1)
+    seed: int = tunable(0, "seed of shuffling", low=0)
+
+
+@dataclass(frozen=True)
+class Compile:
+    """Compile the pruned network for the device."""
+
+    target: str = tunable("host", "host (this machine)", choices=("host",))
+    threads: int = tunable(1, "threads that the compiled network runs on", low=1, high=1)
+    tolerance: float = tunable(0.001, "largest error against PyTorch, relative to the largest output", low=0)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure the compiled network on the device, dense beside pruned."""
+
+    runs: int = tunable(100, "timed runs of each network, interleaved (paper: 100)", low=10)
+    warmup: int = tunable(10, "untimed runs before them (at least, and one second)", low=0)
+    cpus: tuple[int, ...] = tunable((), "cores to pin to, e.g. [0]; empty: the last core that this process may use", low=0)
+    fail_above: float | None = tunable(None, "exit 11 when the median is above this many milliseconds", low=0)
+    session: int = tunable(1, "raise it to measure again in an unchanged pipeline", low=0)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write one self-contained HTML page about the whole run."""
+
+    title: str = tunable("npas", "title of the page")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every section of params.yaml."""
+
+    task: Task = Task()
+    probe: Probe = Probe()
+    pretrain: Pretrain = Pretrain()
+    replace_ops: ReplaceOps = ReplaceOps()
+    search_scheme: SearchScheme = SearchScheme()
+    search_pruner: SearchPruner = SearchPruner()
+    compile: Compile = Compile()
+    bench: Bench = Bench()
+    report: Report = Report()
+
+
+SECTIONS: dict[str, type] = {f.name: type(f.default) for f in dataclasses.fields(Config)}
+
+
+def _unknown(what: str, name: str, known: typing.Iterable[str], where: str) -> UsageError:
+    known = list(known)
+    close = difflib.get_close_matches(name, known, 1)
+    hint = f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(known)}."
+    return UsageError(f"Unknown {what} '{name}' in {where}.", hint)
+
+
+def field_type(section: str, key: str) -> Any:
+    """The resolved type of a field, e.g. ``float | None``."""
+    return typing.get_type_hints(SECTIONS[section])[key]
+
+
+def convert(section: str, key: str, value: Any, where: str) -> Any:
+    """``value`` (from YAML or from a flag's text) as the field's type, checked; UsageError tells key, value, place and what is allowed."""
+    meta = {f.name: f for f in dataclasses.fields(SECTIONS[section])}[key].metadata
+    name = f"{section}.{key}"
+
+    def fail(expected: str) -> typing.NoReturn:
+        raise UsageError(f"Bad value {value!r} for {name} in {where}.", f"Expected {expected}: {meta['help']}.")
+
+    def scalar(kind: type, v: Any) -> Any:
+        if isinstance(v, str) and kind is not str:
+            v = yaml.safe_load(v) if v.strip() else v
+            if isinstance(v, str) and kind in (float, int):  # YAML 1.1 reads 1e-3 as text
+                try:
+                    v = float(v)
+                except ValueError:
+                    fail("a number")
+        if kind is bool:
+            return v if isinstance(v, bool) else fail("true or false")
+        if kind is int:
+            if isinstance(v, bool) or not isinstance(v, int | float) or v != v or v in (float("inf"), float("-inf")) or v != int(v):
+                fail("a whole number")
+            v = int(v)
+        elif kind is float:
+            if isinstance(v, bool) or not isinstance(v, int | float) or v != v or v in (float("inf"), float("-inf")):
+                fail("a number")
+            v = float(v)
+        elif not isinstance(v, str):
+            fail("text")
+        if meta["choices"] and v not in meta["choices"]:
+            close = difflib.get_close_matches(str(v), meta["choices"], 1)
+            raise UsageError(f"Bad value {v!r} for {name} in {where}.", (f"Did you mean '{close[0]}'? " if close else "") + f"Known: {', '.join(meta['choices'])}.")
+        if meta["low"] is not None and v < meta["low"]:
+            fail(f"at least {meta['low']}")
+        if meta["high"] is not None and v > meta["high"]:
+            fail(f"at most {meta['high']}")
+        return v
+
+    kind = field_type(section, key)
+    if isinstance(kind, types.UnionType):
+        if value is None or (isinstance(value, str) and value.strip().lower() in ("null", "none", "")):
+            return None
+        kind = next(k for k in typing.get_args(kind) if k is not type(None))
+    if value is None:
+        fail("a value, not null")
+    if typing.get_origin(kind) is tuple:
+        if isinstance(value, str):
+            loaded = yaml.safe_load(value) if value.strip().startswith("[") else [v for v in value.split(",") if v.strip()]
+            value = loaded if isinstance(loaded, list) else [loaded]
+        elif not isinstance(value, list | tuple):
+            fail("a list")
+        return tuple(scalar(typing.get_args(kind)[0], v.strip() if isinstance(v, str) else v) for v in value)
+    return scalar(kind, value)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A Config and where each value came from (``sources["bench.runs"]``: default, params.yaml, -S or flag)."""
+
+    config: Config
+    sources: dict[str, str]
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """Values that this run took from -S or a flag instead of params.yaml, e.g. ``{"bench.runs": 30}``."""
+        return {name: getattr(getattr(self.config, name.split(".")[0]), name.split(".")[1]) for name, source in self.sources.items() if source in ("-S", "flag")}
+
+
+def load(path: Path | None = None, sets: typing.Iterable[str] = (), flags: typing.Mapping[str, Any] | None = None) -> Loaded:
+    """The configuration: dataclass defaults < ``path`` (params.yaml, may be absent when None) < ``sets`` ("section.key=value") < ``flags`` ({"section.key": value}).
+
+    Raises UsageError for an unknown section or key (with the closest known one), a bad value, or a file that isn't YAML.
+    """
+    values: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
+    sources = {f"{s}.{f.name}": "default" for s, cls in SECTIONS.items() for f in dataclasses.fields(cls)}
+
+    def put(section: str, key: str, value: Any, where: str, source: str) -> None:
+        if section not in SECTIONS:
+            raise _unknown("section", section, SECTIONS, where)
+        known = [f.name for f in dataclasses.fields(SECTIONS[section])]
+        if key not in known:
+            raise _unknown(f"key in section '{section}':", key, known, where)
+        values[section][key] = convert(section, key, value, where)
+        sources[f"{section}.{key}"] = source
+
+    if path is not None:
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UsageError(f"No configuration file {path}.", "Run npas in a project folder, or name the file with --params.") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"Can't read {path}: {error}.", "Check the file and its permissions.") from None
+        except yaml.YAMLError as error:
+            raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}.", "Mend the file; params.yaml of the repository is an example.") from None
+        if content is not None and not isinstance(content, dict):
+            raise UsageError(f"{path} does not hold sections.", "Write 'section:' lines with 'key: value' below each.")
+        for section, keys in (content or {}).items():
+            if section in SECTIONS and keys is not None and not isinstance(keys, dict):
+                raise UsageError(f"Section '{section}' of {path} does not hold 'key: value' lines.", f"Known keys: {', '.join(f.name for f in dataclasses.fields(SECTIONS[section]))}.")
+            if str(section) not in SECTIONS:
+                raise _unknown("section", str(section), SECTIONS, str(path))
+            for key, value in (keys or {}).items():
+                put(str(section), str(key), value, str(path), "params.yaml")
+    for text in sets:
+        name, equals, value = text.partition("=")
+        section, dot, key = name.strip().partition(".")
+        if not equals or not dot:
+            raise UsageError(f"Can't read -S {text!r}.", "Write -S section.key=value, e.g. -S search_scheme.budget_ms=6.7.")
+        put(section, key, value, "-S", "-S")
+    for name, value in (flags or {}).items():
+        section, _, key = name.partition(".")
+        put(section, key, value, f"--{key.replace('_', '-')}", "flag")
+    return Loaded(Config(**{name: cls(**values[name]) for name, cls in SECTIONS.items()}), sources)

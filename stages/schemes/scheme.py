@@ -1,0 +1,84 @@
+"""LayerScheme and Scheme: which pruning each layer gets, as plain immutable values. Imports graph and errors only, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from stages.errors import ArtifactError
+
+SCHEMES = ("none", "filter", "block-punched", "pattern", "block-based")
+PATTERN_WEIGHTS = 4  # weights that a pattern keeps in a 3x3 kernel (PatDNN); 2.25x on its own
+
+
+@dataclass(frozen=True)
+class LayerScheme:
+    """How one layer is pruned.
+
+    ``LayerScheme("keep", "block-punched", 3.0, 8)`` on a convolution with weight (64, 32, 3, 3): the 64 filters form 8 groups of 8 consecutive filters; in each group
+    96 of the 32 * 9 = 288 positions (input channel, kernel row, kernel column) are kept, the same ones in all 8 filters (block-punched, NPAS section 4.1).
+
+    * ``filter_type``: "keep" for now; a replacement type (LANA, NPAS section 5.2) in later versions.
+    * ``pruning``: "none"; "filter" (whole output channels); "block-punched" (convolutions); "pattern" (3x3 convolutions: every kept kernel keeps 4 weights of one of a few patterns,
+      other kernels vanish; patterns and kept kernels are shared by the filters of a block); "block-based" (linear layers: columns are removed in each block of rows on its own).
+    * ``rate``: weights before / weights after, >= 1. A group of n positions keeps ``max(1, round(n / rate))``.
+    * ``block``: filters (rows) per group; the last group may be smaller. 0 where it has no meaning (none, filter).
+    """
+
+    filter_type: str = "keep"
+    pruning: str = "none"
+    rate: float = 1.0
+    block: int = 0
+
+    @property
+    def label(self) -> str:
+        """Short text for node labels and tables: "none", "filter 2x", "block-punched/8 3x"."""
+        if self.pruning == "none":
+            return "none"
+        return f"{self.pruning}{f'/{self.block}' if self.block else ''} {self.rate:g}x"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for scheme.json."""
+        return {"filter_type": self.filter_type, "scheme": self.pruning, "rate": self.rate, "block": self.block}
+
+    @staticmethod
+    def from_json(d: Mapping[str, Any]) -> LayerScheme:
+        """The inverse of to_json; ArtifactError on an unknown scheme or rate."""
+        try:
+            made = LayerScheme(str(d["filter_type"]), str(d["scheme"]), float(d["rate"]), int(d["block"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"A layer of the scheme can't be read: {error!r}.", "Run 'npas search-scheme' again.") from None
+        if made.pruning not in SCHEMES or made.rate < 1 or made.block < 0:
+            raise ArtifactError(f"A layer of the scheme has impossible values: {dict(d)}.", "Run 'npas search-scheme' again.")
+        return made
+
+
+DENSE = LayerScheme()
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One LayerScheme per prunable layer, by module path; a layer that isn't named stays dense.
+
+    ``coupled`` lists the sets of modules whose output channels must be removed together under filter pruning (residual sums, squeeze-and-excitation gates, depthwise
+    followers and batch norms): each entry maps the module paths of one channel class to their kind, e.g. ``{"conv1": "conv2d", "bn1": "batch_norm", "dw": "depthwise"}``.
+    Two filter-pruned layers of one class are pruned to the same channels at the larger of their rates; a class in which some producing layer is not filter-pruned stays whole.
+    """
+
+    layers: Mapping[str, LayerScheme] = field(default_factory=dict)
+    coupled: tuple[Mapping[str, str], ...] = ()
+
+    def __getitem__(self, name: str) -> LayerScheme:
+        return self.layers.get(name, DENSE)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: ``{"layers": {...}, "coupled": [...]}``."""
+        return {"layers": {name: s.to_json() for name, s in self.layers.items()}, "coupled": [dict(c) for c in self.coupled]}
+
+    @staticmethod
+    def from_json(d: Mapping[str, Any]) -> Scheme:
+        """The inverse of to_json."""
+        if not isinstance(d.get("layers"), Mapping):
+            raise ArtifactError("The scheme names no layers.", "Run 'npas search-scheme' again.")
+        return Scheme({name: LayerScheme.from_json(s) for name, s in d["layers"].items()}, tuple(dict(c) for c in d.get("coupled", ())))
