@@ -5,12 +5,13 @@ Every path is relative to the project folder, the current directory. Every JSON 
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,14 @@ SCHEMAS = {  # file name -> schema; a reader refuses any other version
     "compile/host/manifest.json": "npas-manifest/1",
     "compile/host/metrics.json": "npas-metrics/1",
     "bench/latency.json": "npas-bench/1",
+    "bench/metrics.json": "npas-metrics/1",
+}
+COLUMNS = {  # tables that `dvc plots` draws -> the columns it needs; a writer may add others
+    "pretrain/history.csv": ("epoch", "loss", "top1"),  # one row an epoch; top1 on the validation split, 0..1
+    "replace_ops/history.csv": ("epoch", "loss", "top1"),
+    "search_scheme/history.csv": ("trial", "accuracy", "latency_ms", "state", "best"),  # one row a trial; best = best feasible accuracy so far
+    "search_pruner/race.csv": ("entry", "epoch", "loss", "top1"),  # one row an epoch of each entry of the race, e.g. entry "admm+distill"
+    "bench/layers.csv": ("layer", "kernel", "ms", "dense_ms"),  # one row a kernel of the pruned network; dense_ms of the same layer, empty if fused away
 }
 MAKER = {"probe": "probe", "pretrain": "pretrain", "replace_ops": "replace-ops", "search_scheme": "search-scheme", "search_pruner": "search-pruner", "compile": "compile", "bench": "bench"}
 
@@ -97,6 +106,26 @@ def read_json(path: str | Path) -> dict[str, Any]:
     if expected and document.get("schema") != expected:
         raise ArtifactError(f"{path} has schema {document.get('schema')!r}; this npas reads {expected!r}.", f"It was written by another version: run '{_command(str(path))}' again.")
     return document
+
+
+def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Write ``rows`` as a table: the columns of COLUMNS[path] first, then others as they appear; None and absent values become empty cells.
+
+    Raises KeyError when a column that `dvc plots` needs is in no row (an empty table is fine: header only).
+    """
+    needed = COLUMNS.get(str(path), ())
+    found = {key for row in rows for key in row}
+    if rows and not found.issuperset(needed):
+        raise KeyError(f"{path} lacks the columns {sorted(set(needed) - found)}")
+    columns = list(dict.fromkeys([*needed, *(key for row in rows for key in row)]))
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows({key: plain(value) for key, value in row.items()} for row in rows)
+
+    return write_atomic(path, write)
 
 
 def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> Path:
