@@ -21,9 +21,9 @@ class Layer:
               attrs={"stride": (2, 2), "padding": (1, 1), "dilation": (1, 1), "groups": 96, "kernel": (3, 3)},
               params={"weight": "features.2.conv.1.0.weight"}, module="features.2.conv.1.0", target="aten.conv2d.default", macs=2709504)
 
-    ``name`` is unique. A layer with parameters carries the path of its module ("features.2.conv.1.0"); any other carries the path of the innermost
-    module that made the call, followed by ":" and the fx node's name when that module isn't a leaf or made several calls ("features.3:add").
-    A module that is called twice gets ":2" the second time; its parameters are shared.
+    ``name`` is unique. A layer with parameters carries the path of its module ("features.2.conv.1.0"), and so does the call of a leaf module without any ("features.2.conv.0.2");
+    any other carries the path of the innermost module that made the call, ":" and the fx node's name ("features.3:add"). A name that is taken gets ":2", ":3" and so on
+    (a module that is called twice; its parameters are shared).
 
     ``op`` is one of: input; conv2d; linear; batch_norm; the names in ACTIVATIONS; add; sub; mul; div (two tensors, or a tensor and ``attrs["value"]``);
     max_pool2d, avg_pool2d (``kernel``, ``stride``, ``padding``, ``ceil_mode``, and ``count_include_pad`` for avg); adaptive_avg_pool2d (``size``); mean (``dims``, ``keepdim``);
