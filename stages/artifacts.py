@@ -86,7 +86,11 @@ def write_json(path: str | Path, document: Mapping[str, Any]) -> Path:
     schema = SCHEMAS.get(str(path))
     content = ({"schema": schema} if schema else {}) | dict(document)
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    return write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+
+    return write_atomic(path, write)
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
