@@ -228,6 +228,8 @@ def convert(section: str, key: str, value: Any, where: str) -> Any:
         raise UsageError(f"Bad value {value!r} for {section}.{key} in {where}.", f"Expected {expected}: {meta['help']}.")
 
     def scalar(item: Any) -> Any:
+        if isinstance(item, bool) and "no" in meta["choices"]:
+            item = "yes" if item else "no"  # YAML 1.1 reads yes and no as true and false
         try:
             item = _parse(kind.scalar, item)
         except (ValueError, OverflowError):
