@@ -1,0 +1,153 @@
+"""How a latency is measured and what may be said of it: the protocol, the statistics, the judgement. Imports numpy only.
+
+A shared computer is noisy in ways that a phone isn't: other programs come and go, so the absolute level of the samples wanders although nothing is
+wrong with the measurement. Therefore all networks are timed in the same rounds, and what is judged is the *ratio* of two networks: both drift together
+when the machine gets busier, and only a network that changes against its reference (a throttled vector unit, a cache that fills) makes the ratio drift.
+A drift counts when its 95 % bootstrap interval lies wholly beyond 5 %, the limit of the phone protocol; a drift of all networks together, and a machine that
+took much time away, are reported as warnings and leave the measurement valid. Nothing is ever removed from the samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+RESAMPLES = 2000
+DRIFT_LIMIT = 1.05  # median(last 20 %) / median(first 20 %)
+BUSY_LIMIT = 1.10  # wall time / processor time
+FEWEST_RUNS = 3
+FEWEST_FOR_DRIFT = 25  # five samples in each fifth
+
+
+@dataclass(frozen=True)
+class TimingProtocol:
+    """How to time: ``runs`` rounds of all networks after ``warmup`` runs and ``warmup_seconds``, whichever is longer.
+
+    ``cpus`` are the cores to pin to (empty: the last ``threads`` cores that this process may use). In each round every network runs ``settle`` times untimed
+    before its timed run, so that it meets its own caches, as in a program that runs one network over and over. ``timeout_seconds`` is the longest silence
+    of the runner; each run of the network ends one.
+    """
+
+    runs: int = 100
+    warmup: int = 10
+    warmup_seconds: float = 1.0
+    threads: int = 1
+    cpus: tuple[int, ...] = ()
+    settle: int = 1
+    timeout_seconds: float = 120.0
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one session on a device gave, for each network in the order that was asked; times in ms.
+
+    ``samples_ms[k][r]`` is the wall time of network k in round r, ``cpu_ms`` the processor time of the same run (less than the wall time where other programs
+    took the core; more with several threads). ``outputs[k]`` are the arrays of the first run, before any timing. ``init_ms`` is loading and preparing the
+    workspace, ``first_ms`` the first run. ``frequency_khz`` is the trace of the core's clock, empty where it can't be read. ``reasons`` says why the
+    measurement isn't valid; those that begin with "warning:" leave it valid.
+    """
+
+    samples_ms: tuple[tuple[float, ...], ...]
+    outputs: tuple[tuple[np.ndarray, ...], ...]
+    init_ms: tuple[float, ...]
+    first_ms: tuple[float, ...]
+    cpu_ms: tuple[tuple[float, ...], ...]
+    cpus: tuple[int, ...]
+    frequency_khz: tuple[int, ...]
+    valid: bool
+    reasons: tuple[str, ...]
+
+
+def _bootstrap(statistic: Callable[[np.ndarray], np.ndarray], count: int, seed: int) -> list[float]:
+    """95 % percentile interval of ``statistic(indices)``, where ``indices`` (resamples, count) are rounds drawn with replacement."""
+    generator = np.random.default_rng(seed)
+    block = max(1, 2_000_000 // count)  # bounds the memory for long series
+    sizes = [min(block, RESAMPLES - start) for start in range(0, RESAMPLES, block)]
+    values = np.concatenate([statistic(generator.integers(count, size=(size, count))) for size in sizes])
+    return [float(v) for v in np.percentile(values, [2.5, 97.5])]
+
+
+def stats(samples: Sequence[float] | np.ndarray, seed: int = 0) -> dict[str, Any]:
+    """Mean, median, p90, p99, min, max, std (n - 1), iqr, cv, and ci95, the bootstrap interval of the median; all in the samples' unit, cv without one.
+
+    >>> stats([1.0, 2.0, 3.0])["median"]
+    2.0
+    """
+    x = np.asarray(samples, dtype=np.float64)
+    if x.size == 0:
+        raise ValueError("no samples")
+    p25, median, p75, p90, p99 = np.percentile(x, [25, 50, 75, 90, 99])
+    std = x.std(ddof=1) if x.size > 1 else 0.0
+    values = {"mean": x.mean(), "median": median, "p90": p90, "p99": p99, "min": x.min(), "max": x.max(), "std": std, "iqr": p75 - p25, "cv": std / x.mean()}
+    return {name: float(v) for name, v in values.items()} | {"ci95": _bootstrap(lambda i: np.median(x[i], axis=1), x.size, seed)}
+
+
+def speedup(dense: Sequence[float], pruned: Sequence[float], seed: int = 0) -> dict[str, Any]:
+    """How many times faster ``pruned`` is: the ratio of the medians, and its interval over paired rounds (a resample draws whole rounds)."""
+    a, b = np.asarray(dense, dtype=np.float64), np.asarray(pruned, dtype=np.float64)
+    if a.shape != b.shape or a.size == 0:
+        raise ValueError("the samples of interleaved rounds come in pairs")
+    return {"ratio": float(np.median(a) / np.median(b)), "ci95": _bootstrap(lambda i: np.median(a[i], axis=1) / np.median(b[i], axis=1), a.size, seed)}
+
+
+def drift(series: Sequence[float] | np.ndarray, seed: int = 0) -> dict[str, Any]:
+    """Median of the last fifth over median of the first fifth, with its interval. At least five samples."""
+    x = np.asarray(series, dtype=np.float64)
+    fifth = x.size // 5
+    if not fifth:
+        raise ValueError("drift needs at least five samples")
+    head, tail = x[:fifth], x[-fifth:]
+    generator = np.random.default_rng(seed)
+    heads, tails = (np.median(part[generator.integers(fifth, size=(RESAMPLES, fifth))], axis=1) for part in (head, tail))
+    return {"ratio": float(np.median(tail) / np.median(head)), "ci95": [float(v) for v in np.percentile(tails / heads, [2.5, 97.5])]}
+
+
+def _drifts(series: np.ndarray, both: bool) -> float | None:
+    """The drift of ``series`` when it is surely beyond the limit (upward; also downward if ``both``), else None."""
+    found = drift(series)
+    low, high = found["ci95"]
+    return found["ratio"] if low > DRIFT_LIMIT or (both and high < 1 / DRIFT_LIMIT) else None
+
+
+def _drift_reasons(samples: np.ndarray) -> list[str]:
+    """``samples`` is (networks, rounds). The first network is judged against each other one; a single one on its own."""
+    if samples.shape[1] < FEWEST_FOR_DRIFT:
+        return []
+    absolute = _drifts(samples[0], both=False)
+    if len(samples) == 1:
+        return [] if absolute is None else [f"drift: the last fifth of the runs took {absolute:.2f} times as long as the first"]
+    reasons = [f"warning: the machine slowed down; the last fifth of the runs took {absolute:.2f} times as long as the first"] if absolute else []
+    found = [_drifts(samples[0] / other, both=True) for other in samples[1:]]
+    return reasons + [f"drift: the ratio to network {k} changed by {value:.2f} times from the first fifth of the rounds to the last" for k, value in enumerate(found, 1) if value]
+
+
+def judge(
+    samples_ms: Sequence[Sequence[float]], cpu_ms: Sequence[Sequence[float]], runs: int, cpus: Sequence[int], pinned: Sequence[int], observed: Sequence[int], stable: bool
+) -> tuple[bool, tuple[str, ...]]:
+    """Whether a measurement may be trusted, and the reasons; see the head of this file for the rules.
+
+    ``runs`` were asked for on the cores ``cpus``; ``pinned`` is the mask that the system reported back, ``observed`` the cores that runs ended on;
+    ``stable`` says whether the last run gave the same outputs as the first.
+    """
+    samples, cpu = np.asarray(samples_ms, dtype=np.float64), np.asarray(cpu_ms, dtype=np.float64)
+    count = samples.shape[1]
+    reasons = []
+    if count < max(runs, FEWEST_RUNS):
+        reasons.append(f"too few runs: {count} of {max(runs, FEWEST_RUNS)}")
+    if set(pinned) != set(cpus) or not set(observed) <= set(cpus):
+        reasons.append(f"affinity not honoured: asked for cores {_list(cpus)}, got {_list(pinned)}, ran on {_list(observed)}")
+    if not stable:
+        reasons.append("the outputs changed between the first run and the last")
+    if count:
+        reasons += _drift_reasons(samples)
+        busy = float(np.median(samples / np.maximum(cpu, 1e-9)))
+        if busy > BUSY_LIMIT:
+            reasons.append(f"warning: other programs used the core; wall time was {busy:.2f} times the processor time")
+    return all(r.startswith("warning:") for r in reasons), tuple(reasons)
+
+
+def _list(cpus: Sequence[int]) -> str:
+    return ",".join(str(c) for c in sorted(set(cpus))) or "none"
