@@ -1,0 +1,133 @@
+"""Space and Trial: what a sampler chooses from and what it learns from, as plain values. Imports numpy only; knows nothing of networks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Choices = tuple[Hashable, ...]  # one choice per slot
+LabelledGraph = tuple[Sequence[Hashable], Sequence[tuple[int, int]]]  # node labels; edges as (from, to) node numbers
+STATES = ("complete", "infeasible", "failed")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What became of one candidate. Failures are values: ``Trial(choices, state="failed", error="RunnerCrashed: signal 11")``.
+
+    * complete: ``accuracy`` (larger is better; any scale) and ``latency_ms`` were measured. Whether it meets a budget is for the budget's owner to say.
+    * infeasible: measured slower than the budget; ``accuracy`` is None when it was not trained for that reason.
+    * failed: neither is known; ``error`` says why.
+
+    ``dense_ms`` and ``ci95`` are kept for the record: the reference timed in the same rounds, and the interval of ``latency_ms``.
+    """
+
+    choices: Choices
+    accuracy: float | None = None
+    latency_ms: float | None = None
+    state: str = "complete"
+    error: str | None = None
+    dense_ms: float | None = None
+    ci95: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "choices", tuple(self.choices))
+        if self.state not in STATES:
+            raise ValueError(f"state {self.state!r} is none of {', '.join(STATES)}")
+        if self.state == "complete" and self.accuracy is None:
+            raise ValueError("a complete trial has an accuracy")
+        for name in ("accuracy", "latency_ms"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"{name} is {value}: tell what broke as a failed trial instead")
+
+    def meets(self, budget_ms: float | None) -> bool:
+        """Complete and within the budget (None: any latency will do)."""
+        return self.state == "complete" and (budget_ms is None or (self.latency_ms is not None and self.latency_ms <= budget_ms))
+
+
+class Space:
+    """Decision slots with categorical choices.
+
+    ``slots[i]`` are the distinct, hashable choices of decision i. ``graph(choices)`` gives the labelled DAG of one candidate for the Weisfeiler-Lehman kernel; without it
+    the slots form a chain. ``first`` are candidates worth evaluating before any proposal, the best guess first. ``weights[i]`` are relative
+    probabilities (> 0) of slot i's choices when one is drawn at random; uniform by default.
+
+    >>> Space([("none", "conv1x1"), (1, 2, 3)]).size
+    6
+    """
+
+    def __init__(
+        self,
+        slots: Sequence[Sequence[Hashable]],
+        graph: Callable[[Choices], LabelledGraph] | None = None,
+        *,
+        first: Sequence[Choices] = (),
+        weights: Sequence[Sequence[float]] | None = None,
+    ):
+        self.slots: tuple[tuple[Hashable, ...], ...] = tuple(tuple(slot) for slot in slots)
+        self._index = [{choice: i for i, choice in enumerate(slot)} for slot in self.slots]
+        if any(not slot or len(slot) != len(index) for slot, index in zip(self.slots, self._index, strict=True)):
+            raise ValueError("every slot needs at least one choice, and no choice twice")
+        self.graph = graph or self._chain
+        self._weights = (
+            [np.asarray(w, float) / np.sum(w) for w in weights] if weights is not None else [np.full(len(slot), 1 / len(slot)) for slot in self.slots]
+        )
+        if [len(w) for w in self._weights] != [len(slot) for slot in self.slots] or any((w <= 0).any() for w in self._weights):
+            raise ValueError("weights need one positive number per choice of every slot")
+        self.first = tuple(dict.fromkeys(self.check(choices) for choices in first))
+
+    @property
+    def size(self) -> int:
+        """How many candidates there are."""
+        return math.prod(len(slot) for slot in self.slots)
+
+    def check(self, choices: Sequence[Any]) -> Choices:
+        """``choices`` as a tuple; ValueError if it isn't one of this space's candidates."""
+        choices = tuple(choices)
+        self.encode(choices)
+        return choices
+
+    def encode(self, choices: Sequence[Any]) -> list[int]:
+        """Position of each choice in its slot: plain integers for a journal."""
+        if len(choices) != len(self.slots):
+            raise ValueError(f"{len(choices)} choices for {len(self.slots)} slots")
+        try:
+            return [index[choice] for index, choice in zip(self._index, choices, strict=True)]
+        except KeyError as error:
+            raise ValueError(f"{error.args[0]!r} is not a choice of its slot") from None
+
+    def decode(self, positions: Sequence[int]) -> Choices:
+        """The inverse of encode; ValueError when the positions don't fit this space."""
+        if len(positions) != len(self.slots) or any(not 0 <= p < len(slot) for p, slot in zip(positions, self.slots, strict=True)):
+            raise ValueError("these positions belong to another space")
+        return tuple(slot[p] for p, slot in zip(positions, self.slots, strict=True))
+
+    def draw_slot(self, slot: int, rng: np.random.Generator) -> Hashable:
+        """A random choice of one slot, by its weights."""
+        return self.slots[slot][rng.choice(len(self.slots[slot]), p=self._weights[slot])]
+
+    def draw(self, rng: np.random.Generator) -> Choices:
+        """A random candidate, each slot on its own."""
+        return tuple(self.draw_slot(i, rng) for i in range(len(self.slots)))
+
+    def next_new(self, choices: Choices, known: Collection[Choices]) -> Choices | None:
+        """The first candidate at or after ``choices``, counting like an odometer and wrapping round, that isn't in ``known``; None when all are.
+
+        Needs at most ``len(known) + 1`` steps, so it also ends the search through a space that is nearly exhausted.
+        """
+        if len(known) >= self.size:
+            return None
+        positions = self.encode(choices)
+        while (candidate := self.decode(positions)) in known:
+            for i in reversed(range(len(positions))):
+                positions[i] = (positions[i] + 1) % len(self.slots[i])
+                if positions[i]:
+                    break
+        return candidate
+
+    def _chain(self, choices: Choices) -> LabelledGraph:
+        return [(i, choice) for i, choice in enumerate(choices)], [(i - 1, i) for i in range(1, len(choices))]

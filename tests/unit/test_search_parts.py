@@ -1,0 +1,124 @@
+"""The parts of the samplers against hand-worked examples and scikit-learn."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from stages.search import Space, Trial, make_sampler
+from stages.search.q_learning import Agent, epsilon
+from stages.search.screen import expected_improvement, fit_gp, neighbour
+from stages.search.wl import wl_features, wl_histograms
+
+
+def test_wl_by_hand():
+    rounds = wl_histograms((["a", "b", "b"], [(0, 1), (0, 2), (1, 2)]), 1)
+    assert rounds[0] == Counter({"a": 1, "b": 2})
+    assert rounds[1] == Counter({("a", ()): 1, ("b", ("a",)): 1, ("b", ("a", "b")): 1})
+
+
+def test_wl_does_not_depend_on_the_order_of_nodes_and_takes_mappings():
+    one = wl_histograms((["a", "b", "c"], [(0, 2), (1, 2)]), 3)
+    other = wl_histograms(({"z": "c", "x": "b", "y": "a"}, [("x", "z"), ("y", "z")]), 3)
+    assert one == other
+
+
+def test_wl_kernel_is_normalised_and_tells_direction():
+    graphs = [(["a", "b"], [(0, 1)]), (["a", "b"], [(1, 0)]), (["a", "c"], [(0, 1)])]
+    features = wl_features([wl_histograms(g, 1) for g in graphs], 1)
+    kernel = features @ features.T
+    assert np.allclose(np.diag(kernel), 1)
+    assert kernel[0, 1] == pytest.approx(2 / 4)  # both labels shared, no subtree
+    assert kernel[0, 2] == pytest.approx(2 / 4)  # "a" and its subtree shared
+
+
+def test_epsilon_falls_in_equal_steps():
+    steps = [epsilon(0.55 + 0.45 * (i + 0.5) / 9, 0.55) for i in range(9)]
+    assert steps == [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
+
+
+def test_q_update_by_hand():
+    agent = Agent(Space([("a", "b"), ("x",)]), lr=0.1, gamma=1.0, initial=0.5)
+    agent.update(("a", "x"), 1.0)
+    last = 0.25 + 0.1 * (0.5 - 0.25)  # prior of the last slot 0.5/2, shaped reward 1/2
+    assert agent.q[(1, "a")]["x"] == pytest.approx(last)
+    assert agent.q[(0, None)]["a"] == pytest.approx(0.5 + 0.1 * (0.5 + last - 0.5))
+    assert agent.greedy(0, None, np.random.default_rng(0)) == "a"
+
+
+def test_q_learning_converges_to_the_better_branch():
+    agent = Agent(Space([("a", "b"), ("x", "y")]), lr=0.2, gamma=1.0, initial=0.5)
+    for _ in range(200):
+        for choices, reward in {("a", "x"): 0.2, ("a", "y"): 0.9, ("b", "x"): 0.6, ("b", "y"): 0.1}.items():
+            agent.update(choices, reward)
+    assert agent.act(0.0, np.random.default_rng(0)) == ("a", "y")
+    assert agent.q[(1, "a")] == pytest.approx({"x": 0.1, "y": 0.45})  # r_T / T
+    assert agent.q[(0, None)]["a"] == pytest.approx((0.1 + 0.45) / 2 + 0.45, abs=0.05)  # the first half of the reward depends on what came after
+
+
+def test_rewards():
+    sampler = make_sampler("random", Space([tuple(range(5))]), 5, budget_ms=2.0, alpha=2.0)
+    sampler.tell([Trial((0,), 0.9, 1.0), Trial((1,), 0.8, 3.0), Trial((2,), None, 4.0, "infeasible"), Trial((3,), state="failed", error="x")])
+    assert sampler.rewards() == pytest.approx({(0,): 0.9, (1,): 0.8 - 1.0, (2,): 0.8 - 2.0, (3,): 0.8 - 2.0})
+
+
+def test_gp_agrees_with_scikit_learn():
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(12, 5))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    y = x @ rng.normal(size=5)
+    ours = fit_gp(x[:9], y[:9])
+    kernel = ConstantKernel(ours.kernel_.k1.k1.constant_value, "fixed") * DotProduct(0.0, "fixed")
+    theirs = GaussianProcessRegressor(kernel, alpha=ours.noise_, optimizer=None).fit(x[:9], y[:9])
+    for a, b in zip(ours.predict(x[9:], return_std=True), theirs.predict(x[9:], return_std=True), strict=True):
+        assert np.allclose(a, b, atol=1e-6)
+    assert 0.99e-5 <= ours.noise_ <= 1.01e-2
+
+
+def test_expected_improvement_prefers_what_resembles_the_best():
+    space = Space([("good", "bad")] * 6)
+    seen = [("good",) * 4 + ("bad",) * 2, ("good",) * 3 + ("bad",) * 3, ("bad",) * 6]
+    gains = expected_improvement(space, seen, np.array([0.9, 0.8, 0.2]), [("good",) * 5 + ("bad",), ("bad",) * 5 + ("good",)], 2)
+    assert gains[0] > gains[1] >= 0
+
+
+def test_neighbours_stay_near_their_parents():
+    space = Space([tuple(range(10))] * 20)
+    rng = np.random.default_rng(0)
+    parents = [(0,) * 20, (1,) * 20]
+    drawn = [neighbour(space, parents, rng) for _ in range(200)]
+    assert np.mean([sum(c > 1 for c in child) for child in drawn]) < 3
+    assert any({0, 1} <= set(child) for child in drawn)
+
+
+@pytest.mark.parametrize("bad", [{"state": "odd"}, {"accuracy": float("nan")}, {"accuracy": 0.5, "latency_ms": float("inf")}, {}])
+def test_impossible_trials_are_refused(bad):
+    with pytest.raises(ValueError):
+        Trial(("a",), **bad)
+
+
+def test_impossible_spaces_are_refused():
+    for slots in ([()], [("a", "a")]):
+        with pytest.raises(ValueError):
+            Space(slots)
+    with pytest.raises(ValueError):
+        Space([("a", "b")], weights=[(1.0, 0.0)])
+    with pytest.raises(ValueError):
+        Space([("a", "b")]).decode([2])
+
+
+def test_weights_steer_draws():
+    space = Space([("rare", "common")], weights=[(1, 9)])
+    rng = np.random.default_rng(0)
+    assert 0.85 < np.mean([space.draw(rng)[0] == "common" for _ in range(1000)]) < 0.95
+
+
+def test_next_new_wraps_round():
+    space = Space([("a", "b"), (1, 2)])
+    assert space.next_new(("b", 2), {("b", 2)}) == ("a", 1)
+    assert space.next_new(("a", 1), {("a", 1), ("a", 2), ("b", 1), ("b", 2)}) is None
