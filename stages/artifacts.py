@@ -38,7 +38,8 @@ COLUMNS = {  # tables that `dvc plots` draws -> the columns it needs; a writer m
     "pretrain/history.csv": ("epoch", "loss", "top1"),  # one row an epoch; top1 on the validation split, 0..1
     "replace_ops/history.csv": ("epoch", "loss", "top1"),
     "search_scheme/history.csv": ("trial", "accuracy", "latency_ms", "state", "best"),  # one row a trial; best = best feasible accuracy so far
-    "search_pruner/race.csv": ("entry", "epoch", "loss", "top1"),  # one row an epoch of each entry of the race, e.g. entry "admm+distill"
+    "search_pruner/race.csv": ("entry", "top1"),  # one row an entry of the race, e.g. "admm+distill", at its last epoch
+    "search_pruner/history.csv": ("epoch", "loss", "top1"),  # the winner's training to the end
     "bench/layers.csv": ("layer", "kernel", "ms", "dense_ms"),  # one row a kernel of the pruned network; dense_ms of the same layer, empty if fused away
 }
 MAKER = {"probe": "probe", "pretrain": "pretrain", "replace_ops": "replace-ops", "search_scheme": "search-scheme", "search_pruner": "search-pruner", "compile": "compile", "bench": "bench"}
