@@ -77,7 +77,7 @@ def _run(command: Command, loaded: config.Loaded, screen: ui.Screen, as_json: bo
         result = importlib.import_module(command.entry).run(loaded.config, screen, loaded.overrides)
     if as_json:
         ui.print_json(plain(result))
-    elif command.section == "report":
+    elif command.section == "report" and not screen.quiet:
         _print_report(result)
     else:
         screen.say(f"{command.name}  {ui.summary(result)}".rstrip())
