@@ -1,0 +1,112 @@
+"""Which weights stay: one-shot magnitude masks of each scheme, from tensors alone. Imports torch, errors, rules and scheme values.
+
+A mask is a bool tensor of its weight's shape, True where the weight stays. Everything is deterministic: equal scores keep the first unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from stages.errors import UsageError
+from stages.schemes.rules import kept_count, kept_units
+from stages.schemes.scheme import LayerScheme, Scheme
+
+PATTERNS = 8  # patterns per layer (PatDNN section 4: 6 to 8 keep the accuracy)
+PRODUCERS = ("conv2d", "linear")  # kinds of module that make new channels; the others of a class pass them on
+_POSITIONS = [(4, *rest) for rest in combinations((0, 1, 2, 3, 5, 6, 7, 8), 3)]  # the centre and three more: 56 candidates
+CANDIDATES = torch.zeros(len(_POSITIONS), 9, dtype=torch.bool).scatter_(1, torch.tensor(_POSITIONS), True)
+
+
+def top_mask(scores: Tensor, count: int) -> Tensor:
+    """Mark the ``count`` largest of each row of ``scores`` (rows, n); the first of equals wins."""
+    order = scores.argsort(dim=1, descending=True, stable=True)[:, :count]
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order, True)
+
+
+def group_energy(weight: Tensor, block: int) -> Tensor:
+    """Squared L2 norm of each position over each group of ``block`` consecutive filters (the last may be smaller): (O, ...) -> (groups, positions), float64."""
+    rows = weight.detach().double().reshape(weight.shape[0], -1).square()
+    padding = -len(rows) % block
+    return torch.cat([rows, rows.new_zeros(padding, rows.shape[1])]).view(-1, block, rows.shape[1]).sum(1)
+
+
+def _spread(keep: Tensor, weight: Tensor, block: int) -> Tensor:
+    """(groups, positions) -> the weight's shape: every filter of a group keeps the same positions."""
+    return keep.repeat_interleave(block, 0)[: weight.shape[0]].reshape(weight.shape).contiguous()
+
+
+def position_mask(weight: Tensor, rate: float, block: int) -> Tensor:
+    """Block-punched (NPAS section 4.1) and, on a matrix, block-based: each group keeps ``kept_count(positions, rate)`` positions, those of the largest L2 norm over its filters."""
+    energy = group_energy(weight, block)
+    return _spread(top_mask(energy, kept_count(energy.shape[1], rate)), weight, block)
+
+
+def mine_patterns(energy: Tensor) -> Tensor:
+    """The patterns of a layer: of the 56 candidates, the PATTERNS that are the best one of most kernels. ``energy`` is (kernels, 9); returns bool (PATTERNS, 9).
+
+    Best means the largest kept energy (PatDNN, Niu et al. 2020, section 4.1). Kernels that are all zero have no say.
+    """
+    candidates = CANDIDATES.to(energy.device)
+    best = (energy @ candidates.to(energy.dtype).T).argmax(1)[energy.amax(1) > 0]
+    votes = torch.bincount(best, minlength=len(candidates))
+    return candidates[votes.argsort(descending=True, stable=True)[:PATTERNS]]
+
+
+def pattern_mask(weight: Tensor, rate: float, block: int) -> Tensor:
+    """Pattern and connectivity pruning of (O, I, 3, 3), shared by the filters of a block: each group keeps ``round(I * 2.25 / rate)`` kernels, each with its best pattern of the layer's."""
+    energy = group_energy(weight, block).view(-1, weight.shape[1], 9)
+    patterns = mine_patterns(energy.view(-1, 9))
+    score, best = (energy @ patterns.to(energy.dtype).T).max(-1)
+    kernels = top_mask(score, kept_units(LayerScheme("keep", "pattern", rate, block), weight.shape))
+    return _spread((patterns[best] & kernels[..., None]).flatten(1), weight, block)
+
+
+def filter_classes(scheme: Scheme) -> Iterator[tuple[Mapping[str, str], float]]:
+    """Each channel class that shrinks, with its rate: all its producers are filter-pruned, the largest of their rates counts. UsageError for a filter-pruned layer of no class."""
+    wanted = {path for path, layer in scheme.layers.items() if layer.pruning == "filter"}
+    homeless = sorted(wanted - {path for members in scheme.coupled for path, kind in members.items() if kind in PRODUCERS})
+    if homeless:
+        raise UsageError(
+            f"Layer '{homeless[0]}' can't be pruned by filters: its output channels belong to no class that may shrink.",
+            "Take another scheme for it, or make the scheme from the traced graph.",
+        )
+    for members in scheme.coupled:
+        producers = [path for path, kind in members.items() if kind in PRODUCERS]
+        if producers and wanted.issuperset(producers):
+            yield members, max(scheme[path].rate for path in producers)
+
+
+def channel_mask(tensors: Mapping[str, Tensor], members: Mapping[str, str], rate: float) -> Tensor:
+    """The channels (C,) that a class keeps: the largest sums of its producers' filter L2 norms."""
+    norms = [tensors[f"{path}.weight"].detach().double().flatten(1).norm(dim=1) for path, kind in members.items() if kind in PRODUCERS]
+    scores = torch.stack(norms).sum(0)
+    return top_mask(scores[None], kept_count(len(scores), rate))[0]
+
+
+def class_names(tensors: Mapping[str, Tensor], members: Mapping[str, str]) -> list[str]:
+    """The tensors that lose rows with a class: weights and biases of its convolutions, depthwise layers and batch norms."""
+    return [name for path in members for name in (f"{path}.weight", f"{path}.bias") if name in tensors]
+
+
+def class_masks(tensors: Mapping[str, Tensor], members: Mapping[str, str], rate: float) -> dict[str, Tensor]:
+    """Masks by which the channels that a class loses are exactly 0 behind every one of its layers. The consumers' weights are left alone."""
+    keep = channel_mask(tensors, members, rate)
+    return {name: keep.view(-1, *[1] * (tensors[name].ndim - 1)).expand_as(tensors[name]).contiguous() for name in class_names(tensors, members)}
+
+
+def masks_of(tensors: Mapping[str, Tensor], scheme: Scheme) -> dict[str, Tensor]:
+    """``make_masks`` on the tensors of a state_dict (or on ADMM's W + U): the scheme is taken to be legal."""
+    masks: dict[str, Tensor] = {}
+    for path, layer in scheme.layers.items():
+        name = f"{path}.weight"
+        if layer.pruning == "pattern":
+            masks[name] = pattern_mask(tensors[name], layer.rate, layer.block)
+        elif layer.pruning in ("block-punched", "block-based"):
+            masks[name] = position_mask(tensors[name], layer.rate, layer.block)
+    for members, rate in filter_classes(scheme):
+        masks |= class_masks(tensors, members, rate)
+    return masks

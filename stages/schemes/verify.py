@@ -1,0 +1,78 @@
+"""Are a network's zeros exactly its scheme's? Imports torch, errors, masks and rules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from stages.errors import UsageError
+from stages.schemes.masks import PATTERNS, class_names, filter_classes, masks_of
+from stages.schemes.rules import PATTERN_RATE, kept_count, kept_units
+from stages.schemes.scheme import PATTERN_WEIGHTS, LayerScheme, Scheme
+
+HINT = "Prune the network with prune_ or 'npas search-pruner' for this very scheme."
+
+
+def check_zeros(network: nn.Module | Mapping[str, Tensor], scheme: Scheme, masks: Mapping[str, Tensor] | None = None) -> None:
+    """Raise UsageError, with the layer's name, unless every mask has its scheme's structure and counts and every weight outside the masks is exactly 0.
+
+    ``network`` is a module or a state_dict. Without ``masks`` the largest weights are taken to be those that stay, so any other non-zero weight is an error.
+    A weight inside a mask may be 0 by chance.
+    """
+    tensors = network.state_dict() if isinstance(network, nn.Module) else network
+    if masks is None:
+        masks = masks_of(tensors, scheme)
+    classes = [(class_names(tensors, members), rate) for members, rate in filter_classes(scheme)]
+    blocks = {f"{path}.weight": layer for path, layer in scheme.layers.items() if layer.pruning not in ("none", "filter")}
+    wanted = {*blocks, *(name for names, _ in classes for name in names)}
+    for name in sorted(wanted ^ set(masks)):
+        _fail(name, "has no mask" if name in wanted else "has a mask, but its scheme is dense")
+    for name, mask in masks.items():
+        _check_outside(name, tensors, mask)
+    for name, layer in blocks.items():
+        _check_blocks(name, masks[name], layer)
+    for names, rate in classes:
+        _check_class(names, masks, rate)
+
+
+def _fail(name: str, problem: str) -> None:
+    raise UsageError(f"Layer '{name.rpartition('.')[0]}' {problem} ({name}).", HINT)
+
+
+def _check_outside(name: str, tensors: Mapping[str, Tensor], mask: Tensor) -> None:
+    if name not in tensors or mask.shape != tensors[name].shape or mask.dtype != torch.bool:
+        _fail(name, "has a mask that doesn't fit its weights")
+    count = int(torch.count_nonzero(tensors[name][~mask]))
+    if count:
+        _fail(name, f"has {count} weights outside its mask that are not zero")
+
+
+def _check_blocks(name: str, mask: Tensor, layer: LayerScheme) -> None:
+    rows = mask.flatten(1)
+    leaders = rows[:: layer.block].contiguous()
+    if not torch.equal(leaders.repeat_interleave(layer.block, 0)[: len(rows)], rows):
+        _fail(name, f"keeps different positions in filters of one block of {layer.block}")
+    units = leaders.view(len(leaders), -1, 9).any(-1) if layer.pruning == "pattern" else leaders
+    wanted = kept_units(layer, mask.shape)
+    if not bool((units.sum(1) == wanted).all()):
+        _fail(name, f"keeps other than the {wanted} {'kernels' if layer.pruning == 'pattern' else 'positions'} per group that {layer.label} means")
+    if layer.pruning == "pattern":
+        _check_patterns(name, leaders.view(-1, 9))
+
+
+def _check_patterns(name: str, kernels: Tensor) -> None:
+    found = kernels[kernels.any(1)].unique(dim=0)
+    if len(found) > PATTERNS or not bool((found[:, 4] & (found.sum(1) == PATTERN_WEIGHTS)).all()):
+        _fail(name, f"keeps kernels that are not the centre and {PATTERN_WEIGHTS - 1} more in at most {PATTERNS} patterns (rates from {PATTERN_RATE:g})")
+
+
+def _check_class(names: list[str], masks: Mapping[str, Tensor], rate: float) -> None:
+    first = masks[names[0]].flatten(1 if masks[names[0]].ndim > 1 else 0)
+    keep = first.any(1) if first.ndim > 1 else first
+    for name in names:
+        if not torch.equal(masks[name], keep.view(-1, *[1] * (masks[name].ndim - 1)).expand_as(masks[name])):
+            _fail(name, f"keeps other channels than '{names[0]}', with which it is coupled")
+    if int(keep.sum()) != kept_count(len(keep), rate):
+        _fail(names[0], f"keeps {int(keep.sum())} channels, not the {kept_count(len(keep), rate)} that rate {rate:g} means")
