@@ -11,8 +11,6 @@ PYTEST_ARGS ?=
 BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
-# `dvc exp run --temp` works in another folder: resumable state stays in this one
-export NPAS_STATE ?= $(CURDIR)/.npas/state
 
 .PHONY: help run test test-all lint types clean distclean
 .DEFAULT_GOAL := help
