@@ -1,0 +1,13 @@
+"""The compiler: a network and its scheme become one shared library with a plain C ABI. Public: compile_model, load_model, CompiledModel."""
+
+from stages.compiler.model import CompiledModel, load_model
+
+__all__ = ["CompiledModel", "compile_model", "load_model"]
+
+
+def __getattr__(name: str) -> object:
+    if name == "compile_model":  # torch is imported only by those who compile
+        from stages.compiler.api import compile_model
+
+        return compile_model
+    raise AttributeError(name)

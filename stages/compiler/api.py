@@ -1,0 +1,107 @@
+"""compile_model: a network and a scheme in, a checked shared library out. The order of the compiler's passes is this file. Imports torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from stages.compiler import cache, emit
+from stages.compiler.check import compare, obeys
+from stages.compiler.fuse import fuse
+from stages.compiler.kernels.kernel import Kernel
+from stages.compiler.lower import lower
+from stages.compiler.model import CompiledModel
+from stages.compiler.pack import pack
+from stages.compiler.plan import layouts, plan
+from stages.compiler.select import select
+from stages.compiler.shrink import shrink
+from stages.compiler.target import Target, resolve
+from stages.errors import UsageError
+from stages.graph import Graph, trace
+from stages.schemes.scheme import Scheme
+
+
+def compile_model(
+    module: nn.Module,
+    example: Tensor | tuple[Tensor, ...],
+    scheme: Scheme | None = None,
+    target: str = "host",
+    threads: int = 1,
+    *,
+    graph: Graph | None = None,
+    tolerance: float = 1e-3,
+    check: bool = True,
+) -> CompiledModel:
+    """``module`` (in eval mode, float32) compiled for inputs shaped like ``example``; its weights are copied.
+
+    ``scheme`` names what each layer was pruned to: its masks must already be applied. ``graph`` saves the tracing when the network was traced before.
+    Raises UnsupportedOperator, UsageError (a weight outside the scheme isn't zero) and, with ``check``, WrongOutput (further than ``tolerance`` times the largest output from PyTorch).
+    """
+    if threads != 1:
+        raise UsageError(f"Can't compile for {threads} threads.", "This version runs compiled networks on one thread.")
+    machine = resolve(target)
+    seen = graph if graph is not None else trace(module, example)
+    tensors = {name: t.detach().cpu().numpy() for name, t in module.state_dict().items()}
+    build = _Build(seen, tensors, scheme or Scheme(), machine)
+    model = build.link({})
+    if check:
+        model = build.link(build.checked(model, module, tolerance))
+    return model
+
+
+class _Build:
+    """A network on its way: everything but the manifest's measured error is known after construction."""
+
+    def __init__(self, graph: Graph, tensors: Mapping[str, np.ndarray], scheme: Scheme, target: Target):
+        obeys(graph, tensors, scheme)
+        self.graph, self.target = graph, target
+        self.program = shrink(fuse(lower(graph, tensors, scheme)))
+        placed = layouts(self.program, target)
+        self.kernels = [select(step, placed, target) for step in self.program.steps]
+        self.plan = plan(self.program, placed)
+        self.blob, self.places = pack(self.kernels)
+        self.names, self.objects, _ = cache.objects(self.kernels, target)
+
+    def checked(self, model: CompiledModel, module: nn.Module, tolerance: float) -> dict[str, float]:
+        error, largest = compare(model, module, tolerance)
+        return {"max_abs_err": float(f"{error:.3g}"), "max_abs_output": float(f"{largest:.6g}")}
+
+    def link(self, measured: Mapping[str, float]) -> CompiledModel:
+        folder = tempfile.TemporaryDirectory(prefix="npas-model-")
+        path = Path(folder.name) / "model.so"
+        text = json.dumps(self._manifest(measured), indent=1)
+        emit.link(self.kernels, self.names, self.objects, self.plan, self.blob, self.places, text, path)
+        return CompiledModel(path, keep=folder)
+
+    def _manifest(self, measured: Mapping[str, float]) -> dict[str, Any]:
+        target = {**dataclasses.asdict(self.target), "threads": 1}
+        return {
+            "schema": "npas-manifest/1",
+            "target": {key: target[key] for key in ("triple", "mcpu", "isa", "threads")},
+            "tvm": cache.tvm_version(),
+            "inputs": _ports(self.program.inputs, "input"),
+            "outputs": _ports(self.program.outputs, "output"),
+            "kernels": [_row(kernel) for kernel in self.kernels],
+            "max_abs_err": measured.get("max_abs_err"),
+            "max_abs_output": measured.get("max_abs_output"),
+            "workspace_bytes": self.plan.size,
+            "weights_bytes": len(self.blob),
+            "macs_dense": self.graph.macs,
+            "macs": sum(kernel.macs for kernel in self.kernels),
+        }
+
+
+def _ports(ports: Sequence[tuple[str, tuple[int, ...]]], kind: str) -> list[dict[str, Any]]:
+    return [{"name": name if kind == "input" else f"output{i}", "shape": list(shape), "dtype": "float32"} for i, (name, shape) in enumerate(ports)]
+
+
+def _row(kernel: Kernel) -> dict[str, Any]:
+    step = kernel.step
+    return {"layer": step.name, "kernel": kernel.rule, "scheme": step.scheme.label, "tile": kernel.tile, "macs": kernel.macs, "reason": kernel.reason}

@@ -1,0 +1,96 @@
+"""From the caller's memory (contiguous NCHW) into the workspace and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from stages.compiler.ir import Layout
+from stages.compiler.kernels.kernel import Kernel, Placed
+from stages.compiler.target import Target
+from stages.schemes.scheme import LayerScheme
+
+
+@dataclass(frozen=True)
+class Spec:
+    """All that the code depends on: which way, and the Layout inside."""
+
+    inward: bool
+    inside: Layout
+
+
+def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
+    """The kernel of an "input" or "output" step, None for any other."""
+    step = placed.step
+    if step.op not in ("input", "output"):
+        return None
+    inward = step.op == "input"
+    inside = placed.output if inward else placed.inputs[0]
+    return Kernel("boundary", Spec(inward, inside), step, {}, "", 0, f"NCHW {'to' if inward else 'from'} {'padded NCHW' if inside.planar else 'NHWC'}")
+
+
+def emit(spec: Spec, name: str, target: Target) -> Any:
+    """The kernel's PrimFunc."""
+    from stages.compiler.kernels import tir
+
+    def body(o: Any) -> None:
+        if spec.inside.planar:
+            _rows(o, spec.inside, target)
+        elif spec.inside.shape[2:] == (1, 1):
+            _vectors(o, spec, target)
+        else:
+            _transpose(o, spec, target)
+
+    return tir.function(name, body, unaligned=("x",) if spec.inward else ("y",))
+
+
+def _rows(o: Any, inside: Layout, target: Target) -> None:
+    """Planes get a frame: one copy of each row."""
+    from stages.compiler.kernels import tir
+
+    n, c, h, w = inside.shape
+    plane = Layout((n * c, 1, h, w), 1, inside.border)
+    tir.zero_frame(o.y, plane, target.narrow)
+    with tir.T.serial(0, n * c) as p, tir.T.serial(0, h) as i:
+        for first, count, lanes, _ in tir.blocks(w, target.narrow, 1):
+            with tir.T.serial(0, count) as block:
+                column = tir.T.Bind(block * lanes + first)
+                tir.store(o.y, p * plane.image + i * plane.row + plane.origin + column, o.x[tir.at((p * h + i) * w + column, lanes)], lanes)
+
+
+def _vectors(o: Any, spec: Spec, target: Target) -> None:
+    """A matrix (n, c): rows of ``pitch`` inside, of c outside."""
+    from stages.compiler.kernels import tir
+
+    inside = spec.inside
+    channels = inside.shape[1]
+    if spec.inward:
+        tir.zero_frame(o.y, inside, target.narrow)
+    with tir.T.serial(0, inside.shape[0]) as n:
+        for first, count, lanes, _ in tir.blocks(channels, target.narrow, 1):
+            with tir.T.serial(0, count) as block:
+                column = tir.T.Bind(block * lanes + first)
+                here, there = n * inside.image + inside.origin + column, n * channels + column
+                if spec.inward:
+                    tir.store(o.y, here, o.x[tir.at(there, lanes)], lanes)
+                else:
+                    tir.store(o.y, there, o.x[tir.at(here, lanes)], lanes)
+
+
+def _transpose(o: Any, spec: Spec, target: Target) -> None:
+    from stages.compiler.kernels import tir
+
+    T, inside = tir.T, spec.inside
+    n_, c_, h_, w_ = inside.shape
+    if spec.inward:
+        tir.zero_frame(o.y, inside, target.narrow)
+    with T.serial(0, n_) as n, T.serial(0, h_) as i, T.serial(0, w_) as j:
+        here = T.Bind(n * inside.image + i * inside.row + j * inside.pitch + inside.origin)
+        with T.serial(0, c_) as c:
+            there = ((n * c_ + c) * h_ + i) * w_ + j
+            if spec.inward:
+                T.buffer_store(o.y, o.x[there], [here + c])
+            else:
+                T.buffer_store(o.y, o.x[here + c], [there])
+        if spec.inward and inside.pitch > c_:
+            tir.fill(o.y, here + c_, inside.pitch - c_, 0.0, target.narrow)

@@ -1,0 +1,79 @@
+"""Steps that are nothing but an epilogue: activations, sums, gates and per-channel scales that found no convolution to join."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stages.compiler.ir import Epilogue, Layout, View, merge
+from stages.compiler.kernels.kernel import Kernel, Placed
+from stages.compiler.target import Target
+from stages.schemes.scheme import LayerScheme
+
+
+@dataclass(frozen=True)
+class Spec:
+    """All that the code depends on."""
+
+    dims: tuple[int, int, int]
+    x: View
+    y: View
+    out: Layout
+    extras: tuple[View, ...]
+    epilogue: Epilogue
+
+
+def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
+    """The kernel of an "elementwise" step, None for any other."""
+    step, out = placed.step, placed.output
+    if step.op != "elementwise":
+        return None
+    n, _, h, w = out.shape
+    further = tuple(e.view if mode == "full" else (0, e.image, 0, 0) for e, mode in zip(placed.inputs[1:], placed.modes, strict=True))
+    x = placed.inputs[0]
+    source = x.view if x.shape == out.shape else (0, x.image, 0, 0)
+    dims, views = merge((n, h, w), (source, out.view, *further))
+    data = {}
+    if ("affine",) in step.epilogue:
+        data = {"w": _padded(step.attrs["scale"], out.pitch), "b": _padded(step.attrs["shift"], out.pitch)}
+    names = ", ".join(str(item[0]) for item in step.epilogue) or "copy"
+    return Kernel("elementwise", Spec(dims, views[0], views[1], out, views[2:], step.epilogue), step, data, "", 0, names)
+
+
+def _padded(values: np.ndarray, pitch: int) -> np.ndarray:
+    result = np.zeros(pitch, np.float32)
+    result[: values.size] = values.ravel()
+    return result
+
+
+def emit(spec: Spec, name: str, target: Target) -> Any:
+    """The kernel's PrimFunc."""
+    from stages.compiler.kernels import epilogue, tir
+
+    T = tir.T
+
+    def body(o: Any) -> None:
+        tir.zero_frame(o.y, spec.out, target.narrow)
+        operands = (o.e0, o.e1, o.e2)
+        n_, h_, w_ = spec.dims
+        with T.serial(0, n_) as n, T.serial(0, h_) as i, T.serial(0, w_) as j:
+            for first, count, lanes, vectors in tir.blocks(spec.out.pitch, target.narrow, 4):
+                with T.serial(0, count) as block:
+                    channel = T.Bind(block * (lanes * vectors) + first)
+                    for v in range(vectors):
+
+                        def offset(view: View, v: int = v, channel: Any = channel, lanes: int = lanes) -> Any:
+                            return n * view[1] + i * view[2] + j * view[3] + (view[0] + v * lanes) + channel
+
+                        def operand(k: int, offset: Any = offset, lanes: int = lanes) -> Any:
+                            return operands[k][tir.at(offset(spec.extras[k]), lanes)]
+
+                        def channelwise(v: int = v, channel: Any = channel, lanes: int = lanes) -> tuple[Any, Any]:
+                            return o.w[tir.at(channel + v * lanes, lanes)], o.b[tir.at(channel + v * lanes, lanes)]
+
+                        value = o.x[tir.at(offset(spec.x), lanes)]
+                        tir.store(o.y, offset(spec.y), epilogue.apply(spec.epilogue, value, lanes, operand, channelwise), lanes)
+
+    return tir.function(name, body)

@@ -1,0 +1,127 @@
+"""What happens to a result before it is stored: activations, residual sums, gates; as vector arithmetic. Imports TVM."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from stages.compiler.ir import Epilogue
+from stages.compiler.kernels.tir import T, splat, tirx
+
+
+def apply(items: Epilogue, value: Any, lanes: int, operand: Callable[[int], Any], channelwise: Callable[[], tuple[Any, Any]] | None = None) -> Any:
+    """``value`` (a vector of ``lanes`` floats) after every item. ``operand(k)`` loads the k-th further operand's vector, ``channelwise()`` the (scale, shift) of "affine"."""
+    for item in items:
+        name = item[0]
+        if name in _BINARY:
+            value = _BINARY[name](value, operand(item[1]))
+        elif name == "affine":
+            assert channelwise is not None
+            scale, shift = channelwise()
+            value = value * scale + shift
+        else:
+            value = T.Bind(_UNARY[name](T.Bind(value), lanes, *item[1:]))
+    return value
+
+
+_BINARY: dict[str, Callable[[Any, Any], Any]] = {
+    "add": lambda v, e: v + e,
+    "sub": lambda v, e: v - e,
+    "rsub": lambda v, e: e - v,
+    "mul": lambda v, e: v * e,
+    "div": lambda v, e: v / e,
+    "rdiv": lambda v, e: e / v,
+}
+
+
+def _clip(v: Any, lanes: int, low: float, high: float) -> Any:
+    return tirx.min(tirx.max(v, splat(low, lanes)), splat(high, lanes))
+
+
+def _hardsigmoid(v: Any, lanes: int) -> Any:
+    return _clip(v * splat(1 / 6, lanes) + splat(0.5, lanes), lanes, 0.0, 1.0)
+
+
+def _leaky_relu(v: Any, lanes: int, slope: float) -> Any:
+    return tirx.max(v, splat(0, lanes)) + tirx.min(v, splat(0, lanes)) * splat(slope, lanes)
+
+
+def _horner(v: Any, lanes: int, coefficients: tuple[float, ...]) -> Any:
+    result = splat(coefficients[0], lanes)
+    for c in coefficients[1:]:
+        result = result * v + splat(c, lanes)
+    return result
+
+
+def _exp(v: Any, lanes: int) -> Any:
+    """e^v by 2^k * e^r with |r| <= log(2)/2 and a polynomial of degree 6 (Cephes expf); 2 ulp, saturates at the float range."""
+    v = T.Bind(_clip(v, lanes, -87.3, 88.3))
+    k = T.Bind(tirx.floor(v * splat(math.log2(math.e), lanes) + splat(0.5, lanes)))
+    r = T.Bind(v - k * splat(0.693359375, lanes) - k * splat(-2.12194440e-4, lanes))  # log(2) in two parts keeps the remainder exact
+    p = _horner(r, lanes, (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1))
+    p = T.Bind(p * r * r + r + splat(1, lanes))
+    kind = f"int32x{lanes}" if lanes > 1 else "int32"
+    bits = (tirx.Cast(kind, k) + _int(127, lanes)) << _int(23, lanes)
+    return T.Bind(p * tirx.reinterpret(kind.replace("int", "float"), bits))
+
+
+def _int(value: int, lanes: int) -> Any:
+    return T.broadcast(T.int32(value), lanes) if lanes > 1 else T.int32(value)
+
+
+def _sigmoid(v: Any, lanes: int) -> Any:
+    return splat(1, lanes) / (splat(1, lanes) + _exp(splat(0, lanes) - v, lanes))
+
+
+def _tanh(v: Any, lanes: int) -> Any:
+    return splat(2, lanes) * _sigmoid(v * splat(2, lanes), lanes) - splat(1, lanes)
+
+
+def _gelu(v: Any, lanes: int, approximate: str = "none") -> Any:
+    if approximate == "tanh":
+        inner = splat(math.sqrt(2 / math.pi), lanes) * (v + splat(0.044715, lanes) * v * v * v)
+        return v * _sigmoid(splat(2, lanes) * inner, lanes)
+    z = T.Bind(tirx.max(v, splat(0, lanes) - v) * splat(math.sqrt(0.5), lanes))  # erf by Abramowitz and Stegun 7.1.26, absolute error 1.5e-7
+    t = T.Bind(splat(1, lanes) / (splat(1, lanes) + splat(0.3275911, lanes) * z))
+    tail = T.Bind(_horner(t, lanes, (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)) * t * _exp(splat(0, lanes) - z * z, lanes))
+    half = splat(0.5, lanes) * v
+    return tirx.max(half, splat(0, lanes) - half) * (splat(1, lanes) - tail) + half  # 0.5 v (1 + erf(v / sqrt 2)); erf is odd
+
+
+def _mish(v: Any, lanes: int) -> Any:
+    e = _exp(tirx.min(v, splat(20, lanes)), lanes)  # tanh(log(1 + e)) = (e^2 + 2e) / (e^2 + 2e + 2)
+    n = T.Bind(e * (e + splat(2, lanes)))
+    return v * n / (n + splat(2, lanes))
+
+
+def _elu(v: Any, lanes: int, alpha: float) -> Any:
+    return tirx.max(v, splat(0, lanes)) + splat(alpha, lanes) * (_exp(tirx.min(v, splat(0, lanes)), lanes) - splat(1, lanes))
+
+
+def _softplus(v: Any, lanes: int, beta: float, threshold: float) -> Any:
+    b = T.Bind(v * splat(beta, lanes))
+    u = _exp(tirx.min(b, splat(0, lanes) - b), lanes)  # log(1 + e^b) = max(b, 0) + log1p(e^-|b|); log1p(u) = 2 atanh(u / (2 + u))
+    s = T.Bind(u / (splat(2, lanes) + u))
+    series = _horner(T.Bind(s * s), lanes, (2 / 13, 2 / 11, 2 / 9, 2 / 7, 2 / 5, 2 / 3, 2.0))
+    smooth = (tirx.max(b, splat(0, lanes)) + s * series) * splat(1 / beta, lanes)
+    return tirx.Select(b > splat(threshold, lanes), v, smooth)
+
+
+_UNARY: dict[str, Callable[..., Any]] = {
+    "relu": lambda v, lanes: tirx.max(v, splat(0, lanes)),
+    "relu6": lambda v, lanes: _clip(v, lanes, 0, 6),
+    "hardtanh": _clip,
+    "hardsigmoid": _hardsigmoid,
+    "hardswish": lambda v, lanes: v * _hardsigmoid(v, lanes),
+    "leaky_relu": _leaky_relu,
+    "sigmoid": _sigmoid,
+    "silu": lambda v, lanes: v * _sigmoid(v, lanes),
+    "tanh": _tanh,
+    "gelu": _gelu,
+    "mish": _mish,
+    "elu": _elu,
+    "softplus": _softplus,
+    "scale": lambda v, lanes, factor: v * splat(factor, lanes),
+    "shift": lambda v, lanes, offset: v + splat(offset, lanes),
+}

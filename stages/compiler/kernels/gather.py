@@ -1,0 +1,163 @@
+"""Convolutions and linear layers of any kernel, stride and dilation, dense or sparse: vectors along the filters of a group, which share their kept positions.
+
+A position is one (kernel row, kernel column, input channel). Every group of filters keeps the union of its filters' non-zero positions; block-punched, pattern (shared over a block of
+filters), block-based and dense weights differ in nothing but that list, which the kernel reads as data: one compiled kernel serves every mask and rate of its shape.
+The scheme's idea is block-punched pruning (NPAS, section 4.1); the loop is a gather of input floats times a vector of weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stages.compiler.ir import Epilogue, Layout, View, merge
+from stages.compiler.kernels.kernel import Kernel, Placed
+from stages.compiler.kernels.packing import Group, choose_groups, pack, positions
+from stages.compiler.target import Target
+from stages.compiler.tiles import Tile
+from stages.schemes.scheme import LayerScheme
+
+L2_BYTES = 512 * 1024  # weights or input that stay this small are read again and again without harm
+
+
+@dataclass(frozen=True)
+class Spec:
+    """All that the code depends on. ``x`` are (image, row, pixel) strides in floats from one output pixel to the next; ``segments`` are (first channel, groups, lanes, vectors)."""
+
+    dims: tuple[int, int, int]
+    x: tuple[int, int, int]
+    y: View
+    out: Layout
+    extras: tuple[View, ...]
+    segments: tuple[tuple[int, int, int, int], ...]
+    rows: int
+    cols: int
+    pixels_outer: bool
+    epilogue: Epilogue
+
+
+def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
+    """The kernel of a "conv" step, None for any other."""
+    step = placed.step
+    if step.op != "conv" or step.weight is None or step.bias is None:
+        return None
+    source, out = placed.inputs[0], placed.output
+    dims, x, y, extras = _walk(placed)
+    weight = positions(step.weight)
+    groups, tile = choose_groups(weight, dims, target)
+    data, kept = pack(weight, step.bias, groups, _offsets(placed))
+    spec = Spec(dims, x[1:], y, out, extras, _segments(groups), tile.rows, tile.cols, _pixels_outer(dims, tile, source, weight), step.epilogue)
+    macs = kept * out.shape[0] * out.shape[2] * out.shape[3]
+    return Kernel("gather", spec, step, data, tile.label, macs, _reason(scheme, groups, weight.size, kept))
+
+
+def _walk(placed: Placed) -> tuple[tuple[int, int, int], View, View, tuple[View, ...]]:
+    stride, (n, _, h, w) = placed.step.attrs["stride"], placed.output.shape
+    source = placed.inputs[0]
+    x = (0, source.image, source.row * stride[0], source.pitch * stride[1])
+    further = tuple(e.view if mode == "full" else (0, e.image, 0, 0) for e, mode in zip(placed.inputs[1:], placed.modes, strict=True))
+    dims, views = merge((n, h, w), (x, placed.output.view, *further))
+    return dims, views[0], views[1], views[2:]
+
+
+def _offsets(placed: Placed) -> np.ndarray:
+    """Float offset of each position (row, column, channel order) from the output pixel's place in the input."""
+    attrs, source = placed.step.attrs, placed.inputs[0]
+    assert placed.step.weight is not None
+    _, channels, kh, kw = placed.step.weight.shape
+    rows = np.arange(kh) * attrs["dilation"][0] - attrs["padding"][0]
+    cols = np.arange(kw) * attrs["dilation"][1] - attrs["padding"][1]
+    grid = source.origin + rows[:, None, None] * source.row + cols[None, :, None] * source.pitch + np.arange(channels) * source.channel
+    return grid.ravel().astype(np.int32)
+
+
+def _segments(groups: tuple[Group, ...]) -> tuple[tuple[int, int, int, int], ...]:
+    return tuple((g.start, g.count, g.lanes, g.vectors) for g in groups)
+
+
+def _pixels_outer(dims: tuple[int, int, int], tile: Tile, source: Layout, weight: np.ndarray) -> bool:
+    """Whether weights are read again for every tile of pixels (else the input for every group): whichever moves fewer bytes beyond the first-level cache."""
+    n, h, w = dims
+    tiles = n * -(-h // tile.rows) * -(-w // tile.cols)
+    groups = -(-weight.shape[0] // (tile.lanes * tile.vectors))
+    by_pixels, by_groups = weight.size * 4 * tiles, source.size * 4 * groups
+    return by_pixels <= by_groups or (weight.size * 4 <= L2_BYTES and source.size * 4 > L2_BYTES)
+
+
+def _reason(scheme: LayerScheme, groups: tuple[Group, ...], dense: int, kept: int) -> str:
+    sizes = "+".join(f"{g.count}x{g.lanes * g.vectors}" for g in groups)
+    return f"{scheme.label}: groups of filters {sizes}, {kept} of {dense} weights"
+
+
+def emit(spec: Spec, name: str, target: Target) -> Any:
+    """The kernel's PrimFunc."""
+    from stages.compiler.kernels import tir
+
+    T = tir.T
+
+    def body(o: Any) -> None:
+        tir.zero_frame(o.y, spec.out, target.narrow)
+        for rows, row0, row_tiles in tir.split(spec.dims[1], spec.rows):
+            for cols, col0, col_tiles in tir.split(spec.dims[2], spec.cols):
+                block = (rows, cols)
+                if spec.pixels_outer:
+                    with T.serial(0, spec.dims[0]) as n, T.serial(0, row_tiles) as i, T.serial(0, col_tiles) as j:
+                        for index, segment in enumerate(spec.segments):
+                            with T.serial(0, segment[1]) as g:
+                                _micro(o, spec, block, (n, i * rows + row0, j * cols + col0), segment, g, _first(spec, index))
+                else:
+                    for index, segment in enumerate(spec.segments):
+                        with T.serial(0, segment[1]) as g, T.serial(0, spec.dims[0]) as n, T.serial(0, row_tiles) as i, T.serial(0, col_tiles) as j:
+                            _micro(o, spec, block, (n, i * rows + row0, j * cols + col0), segment, g, _first(spec, index))
+
+    return tir.function(name, body)
+
+
+def _first(spec: Spec, index: int) -> int:
+    """Number of the first group of a segment."""
+    return sum(count for _, count, _, _ in spec.segments[:index])
+
+
+def _micro(o: Any, spec: Spec, block: tuple[int, int], pixel: tuple[Any, Any, Any], segment: tuple[int, int, int, int], g: Any, first: int) -> None:
+    """One tile of pixels times one group of filters: accumulators from the bias, all kept positions, epilogue, store."""
+    from stages.compiler.kernels import epilogue, tir
+
+    T = tir.T
+    start, _, lanes, vectors = segment
+    places = [(r, c) for r in range(block[0]) for c in range(block[1])]
+    group = lanes * vectors
+    channel = T.Bind(g * group + start)
+    acc = T.alloc_buffer((len(places) * group,), "float32", scope="local")
+
+    def slot(p: int, v: int) -> Any:
+        return tir.at((p * vectors + v) * lanes, lanes)
+
+    for v in range(vectors):
+        bias = T.Bind(o.b[tir.at(channel + v * lanes, lanes)])
+        for p in range(len(places)):
+            T.buffer_store(acc, bias, [slot(p, v)])
+    n, y, x = pixel
+    corner = T.Bind(n * spec.x[0] + y * spec.x[1] + x * spec.x[2])
+    k0 = T.Bind(o.ptr[(g + first) * 3])
+    w0 = T.Bind(o.ptr[(g + first) * 3 + 2])
+    with T.serial(0, o.ptr[(g + first) * 3 + 1]) as k:
+        source = T.Bind(o.idx[k0 + k] + corner)
+        weights = [T.Bind(o.w[tir.at(w0 + k * group + v * lanes, lanes)]) for v in range(vectors)]
+        for p, (r, c) in enumerate(places):
+            value = o.x[source + (r * spec.x[1] + c * spec.x[2])]
+            value = T.Bind(T.broadcast(value, lanes) if lanes > 1 else value)
+            for v in range(vectors):
+                T.buffer_store(acc, acc[slot(p, v)] + value * weights[v], [slot(p, v)])
+    operands = (o.e0, o.e1, o.e2)
+    for p, (r, c) in enumerate(places):
+        for v in range(vectors):
+
+            def offset(view: View, r: int = r, c: int = c, v: int = v) -> Any:
+                return n * view[1] + y * view[2] + x * view[3] + (view[0] + r * view[2] + c * view[3] + v * lanes) + channel
+
+            def operand(k: int, offset: Any = offset) -> Any:
+                return operands[k][tir.at(offset(spec.extras[k]), lanes)]
+
+            tir.store(o.y, offset(spec.y), epilogue.apply(spec.epilogue, acc[slot(p, v)], lanes, operand), lanes)

@@ -1,0 +1,42 @@
+"""Kernel: one compiled step before compilation: which code (a rule and its spec) and which data. Imports numpy only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from stages.compiler.ir import Layout, Step
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A Step with the Layouts of its operands, in the order of ``step.inputs``, and of its result."""
+
+    step: Step
+    inputs: tuple[Layout, ...]
+    output: Layout
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """How each further operand is read: "full" (pixel by pixel) or "channel" (one number a channel)."""
+        return tuple("full" if x.shape == self.output.shape else "channel" for x in self.inputs[1:])
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What a rule makes of a Step.
+
+    ``rule`` is the module in kernels/ whose ``emit(spec, name, target)`` writes the code; ``spec``, a frozen dataclass of plain values, is all that the code depends on, so kernels with equal
+    specs share one object file. ``data`` holds the packed arrays by operand name (w, b, ptr, idx). ``x`` and the further operands are ``step.inputs``, ``y`` is ``step.output``.
+    """
+
+    rule: str
+    spec: Any
+    step: Step
+    data: Mapping[str, np.ndarray] = field(default_factory=dict)
+    tile: str = ""
+    macs: int = 0
+    reason: str = ""

@@ -1,0 +1,106 @@
+"""Masked weights as data of the gather kernel: which filters form a group, the union of their positions, packed weights. Imports numpy only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from stages.compiler.target import Target
+from stages.compiler.tiles import Tile, best_tile, shape_of_group
+
+
+@dataclass(frozen=True)
+class Group:
+    """``count`` consecutive groups of ``lanes * vectors`` filters each, from filter ``start`` on."""
+
+    start: int
+    count: int
+    lanes: int
+    vectors: int
+
+
+def positions(weight: np.ndarray) -> np.ndarray:
+    """Convolution weight (o, i, kh, kw) as (o, kh * kw * i): positions in the order in which pixel-major inputs lie."""
+    return np.ascontiguousarray(weight.transpose(0, 2, 3, 1).reshape(weight.shape[0], -1))
+
+
+def choose_groups(weight: np.ndarray, dims: tuple[int, int, int], target: Target) -> tuple[tuple[Group, ...], Tile]:
+    """The cheapest grouping of the filters of ``weight`` (o, positions) by the model of tiles.py, and the tile for it.
+
+    A mask that is shared by 8 filters may be run in groups of 8, or of 16 with the union of two lists; which is faster depends on the mask and the target.
+    """
+    quantum = target.narrow[-1]
+    kept = _kept(weight != 0, quantum)
+    best: tuple[float, tuple[Group, ...], Tile] | None = None
+    for filters in _sizes(len(kept) * quantum, target):
+        groups = _segments(len(kept) * quantum, filters, target)
+        cost, tile = _cost(kept, groups, dims, quantum, target)
+        if best is None or cost < best[0]:
+            best = (cost, groups, tile)
+    assert best is not None
+    return best[1], best[2]
+
+
+def _kept(mask: np.ndarray, quantum: int) -> np.ndarray:
+    """(o, positions) -> (o / quantum, positions): whether any of ``quantum`` consecutive filters keeps the position."""
+    padded = np.zeros((-(-len(mask) // quantum) * quantum, mask.shape[1]), bool)
+    padded[: len(mask)] = mask
+    return padded.reshape(-1, quantum, mask.shape[1]).any(1)
+
+
+def _sizes(filters: int, target: Target) -> list[int]:
+    """Group sizes worth a try: multiples of the vector widths that leave room for two pixels or more."""
+    sizes = {lanes * vectors for lanes in target.narrow for vectors in range(1, 6)}
+    return sorted((s for s in sizes if s <= filters), reverse=True)
+
+
+def _segments(filters: int, size: int, target: Target) -> tuple[Group, ...]:
+    """``filters`` (a multiple of the narrowest vector) in groups of ``size``, the rest in one group of its own."""
+    whole, rest = divmod(filters, size)
+    found = [Group(0, whole, *shape_of_group(size, target))] if whole else []
+    if rest:
+        found.append(Group(whole * size, 1, *shape_of_group(rest, target)))
+    return tuple(found)
+
+
+def _cost(kept: np.ndarray, groups: tuple[Group, ...], dims: tuple[int, int, int], quantum: int, target: Target) -> tuple[float, Tile]:
+    total, tiles = 0.0, []
+    for group in groups:
+        size = group.lanes * group.vectors // quantum
+        first = group.start // quantum
+        part = kept[first : first + group.count * size].reshape(group.count, size, -1).any(1)
+        mean = max(1, round(int(part.sum()) / group.count))
+        cost, tile = best_tile(dims[1], dims[2], group.lanes, group.vectors, mean, target)
+        total += dims[0] * group.count * cost
+        tiles.append(tile)
+    return total, tiles[0]
+
+
+def pack(weight: np.ndarray, bias: np.ndarray, groups: tuple[Group, ...], offsets: np.ndarray) -> tuple[dict[str, np.ndarray], int]:
+    """(arrays w, b, ptr, idx of the gather kernel, number of weights kept in real filters).
+
+    ``ptr`` holds for each group (first entry of idx, number of entries, first float of w); ``w`` holds per entry the weights of the group's filters.
+    """
+    filters = weight.shape[0]
+    pitch = groups[-1].start + groups[-1].count * groups[-1].lanes * groups[-1].vectors
+    padded = np.zeros((pitch, weight.shape[1]), np.float32)
+    padded[:filters] = weight
+    ptr, idx, packed, kept, entries, floats = [], [], [], 0, 0, 0
+    for group in groups:
+        size = group.lanes * group.vectors
+        part = padded[group.start : group.start + group.count * size].reshape(group.count, size, -1)
+        union = (part != 0).any(1)
+        counts = union.sum(1)
+        first = entries + np.concatenate(([0], np.cumsum(counts)[:-1]))
+        ptr.append(np.stack([first, counts, floats + (first - entries) * size], 1))
+        idx.append(np.broadcast_to(offsets, union.shape)[union])
+        packed.append(part.transpose(0, 2, 1)[union].ravel())
+        real = np.clip(filters - group.start - np.arange(group.count) * size, 0, size)
+        kept += int((counts * real).sum())
+        entries += int(counts.sum())
+        floats += packed[-1].size
+    shift = np.zeros(pitch, np.float32)
+    shift[:filters] = bias
+    arrays = {"w": np.concatenate(packed), "b": shift, "ptr": np.concatenate(ptr).ravel().astype(np.int32), "idx": np.concatenate(idx).astype(np.int32)}
+    return arrays, kept

@@ -1,0 +1,77 @@
+"""Where everything lies: Layouts with the frames that readers need, and one static workspace, first-fit by liveness."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stages.compiler.ir import Layout, Program, Step, Value, round_up
+from stages.compiler.target import Target
+
+ALIGNMENT = 64
+
+
+def layouts(program: Program, target: Target) -> dict[str, Layout]:
+    """A Layout for each Value: pixel-major, framed as far as convolutions read beyond the image. Images that come in and are only convolved stay planar."""
+    made = {step.output: step for step in program.steps}
+    return {name: _layout(value, made[name], program, target) for name, value in program.values.items()}
+
+
+def _layout(value: Value, maker: Step, program: Program, target: Target) -> Layout:
+    readers = program.readers[value.name]
+    border = (0, 0, 0, 0)
+    for step in readers:
+        if step.op in ("conv", "depthwise") and step.inputs[0] == value.name:
+            need = _frame(step, value, program.values[step.output])
+            border = (max(border[0], need[0]), max(border[1], need[1]), max(border[2], need[2]), max(border[3], need[3]))
+    planar = maker.op == "input" and value.shape[2:] != (1, 1) and all(s.op == "conv" and value.name not in s.inputs[1:] for s in readers)
+    return Layout(value.shape, 1 if planar else round_up(value.shape[1], target.narrow[-1]), border, planar)
+
+
+def _frame(step: Step, source: Value, out: Value) -> tuple[int, int, int, int]:
+    """(top, left, bottom, right) pixels beyond the image that a convolution reads."""
+    assert step.weight is not None
+    first, behind = [], []
+    for axis in (0, 1):
+        pad, span = step.attrs["padding"][axis], step.attrs["dilation"][axis] * (step.weight.shape[2 + axis] - 1)
+        last = (out.shape[2 + axis] - 1) * step.attrs["stride"][axis] + span - pad
+        first.append(pad)
+        behind.append(max(0, last - source.shape[2 + axis] + 1))
+    return (first[0], first[1], behind[0], behind[1])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Byte offset of each Value in the workspace, and the workspace's size."""
+
+    offsets: dict[str, int]
+    size: int
+
+
+def plan(program: Program, placed: dict[str, Layout]) -> Plan:
+    """First-fit: a Value takes the lowest free bytes from the step that first writes it to the last that reads it."""
+    first: dict[str, int] = {}
+    last: dict[str, int] = {}
+    for index, step in enumerate(program.steps):
+        for name in (*step.inputs, step.output):
+            if name in placed:
+                first.setdefault(name, index)
+                last[name] = index
+    live: list[tuple[int, int, str]] = []  # (offset, size, name)
+    offsets: dict[str, int] = {}
+    size = 0
+    for name in sorted(first, key=lambda n: (first[n], n)):
+        live = [entry for entry in live if last[entry[2]] >= first[name]]
+        need = round_up(placed[name].size * 4, ALIGNMENT)
+        offsets[name] = _lowest(live, need)
+        live.append((offsets[name], need, name))
+        size = max(size, offsets[name] + need)
+    return Plan(offsets, size)
+
+
+def _lowest(live: list[tuple[int, int, str]], need: int) -> int:
+    position = 0
+    for offset, size, _ in sorted(live):
+        if position + need <= offset:
+            break
+        position = max(position, offset + size)
+    return position

@@ -1,0 +1,70 @@
+"""What the compiler must know of a processor: vector width, registers, the name LLVM has for it. Imports errors only."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from functools import cache
+
+from stages.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Target:
+    """A processor as code generation sees it.
+
+    ``lanes`` are floats per widest vector; ``narrow`` are the vector widths (in floats) that a kernel may choose from, widest first; ``registers`` is how many vector registers there are;
+    ``fused_narrow`` says that half-width vectors also reach the peak of multiply-adds (processors that split the widest vectors in two).
+    """
+
+    triple: str
+    mcpu: str
+    isa: str
+    lanes: int
+    narrow: tuple[int, ...]
+    registers: int
+    fused_narrow: bool = False
+
+    def tvm(self) -> dict[str, object]:
+        """The target as TVM wants it: a dict, never a string."""
+        features = ["+neon"] if self.isa == "neon" else []
+        return {"kind": "llvm", "mtriple": self.triple, "mcpu": self.mcpu, **({"mattr": features} if features else {})}
+
+
+def resolve(name: str) -> Target:
+    """The target called ``name``: "host" is the processor that runs this. UsageError for any other name or an unknown architecture."""
+    if name != "host":
+        raise UsageError(f"Unknown compilation target '{name}'.", "Known: host.")
+    return _host()
+
+
+@cache
+def _host() -> Target:
+    machine = platform.machine().lower()
+    if machine in ("x86_64", "amd64"):
+        return _x86(_cpu_flags())
+    if machine in ("aarch64", "arm64"):
+        return Target("aarch64-unknown-linux-gnu", "generic", "neon", 4, (4,), 32)
+    raise UsageError(f"npas can't generate code for this machine's architecture '{machine}'.", "Supported: x86-64 with AVX2 or AVX-512, and 64-bit ARM.")
+
+
+_TRIPLE = "x86_64-unknown-linux-gnu"
+_AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq")
+
+
+def _x86(cpu: dict[str, str]) -> Target:
+    flags = set(cpu.get("flags", "").split())
+    amd = cpu.get("vendor_id") == "AuthenticAMD"
+    if flags.issuperset(_AVX512):
+        split = amd and cpu.get("cpu family") == "25"  # Zen 4 runs a 512-bit operation as two halves; Zen 5 (family 26) doesn't
+        return Target(_TRIPLE, ("znver4" if split else "znver5") if amd else "skylake-avx512", "avx512", 16, (16, 8, 4), 32, split)
+    if flags.issuperset(("avx2", "fma")):
+        return Target(_TRIPLE, "znver3" if amd else "haswell", "avx2", 8, (8, 4), 16)
+    raise UsageError("This processor has neither AVX-512 nor AVX2 with FMA.", "npas compiles for x86-64 with AVX2 or AVX-512, and for 64-bit ARM.")
+
+
+def _cpu_flags() -> dict[str, str]:
+    """The first processor's lines of /proc/cpuinfo."""
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        first = file.read().split("\n\n")[0]
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
