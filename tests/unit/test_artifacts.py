@@ -59,6 +59,12 @@ def test_checkpoints_come_back_and_unusable_ones_are_refused() -> None:
         assert "npas pretrain" in caught.value.hint
 
 
+def test_the_same_checkpoint_is_the_same_bytes() -> None:
+    """DVC compares hashes: were a name or a time inside, an unchanged network would re-run everything after it."""
+    first, second = ((artifacts.save_checkpoint("pretrain/model.pt", {"state_dict": {"w": torch.ones(2)}}), artifacts.sha256("pretrain/model.pt"))[1] for _ in range(2))
+    assert first == second
+
+
 def test_a_checkpoint_that_would_run_code_is_refused() -> None:
     class Evil:
         def __reduce__(self) -> tuple[object, ...]:
