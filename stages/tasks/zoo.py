@@ -127,7 +127,7 @@ def npas_net(num_classes: int = 10) -> nn.Module:
 
 def npas_tiny(num_classes: int = 10) -> nn.Module:
     """The same ingredients in under 0.5 million multiply-accumulates at 3x32x32, for tests."""
-    stages = (Stage("fused", 16, expand=1, stride=2), Stage("mb", 16, expand=2, kernel=5), Stage("mb", 32, expand=2, stride=2), Stage("plain", 32))
+    stages = (Stage("fused", 16, expand=1, stride=2), Stage("mb", 16, expand=2, kernel=5), Stage("mb", 32, expand=2, stride=2), Stage("plain", 32, stride=2))
     return Net(16, 2, stages, head=64, num_classes=num_classes)
 
 
