@@ -224,7 +224,7 @@ def test_user_data(user_data, name):
     data = load_data(f"npas_user_data:{name}", 8, 0)
     for split in data.splits.values():
         images = split.take([0, 1])
-        assert images.shape == (2, 3, 8, 8) and 0 <= float(images.min()) and float(images.max()) <= 1
+        assert images.shape == (2, 3, 8, 8) and float(images.min()) >= 0 and float(images.max()) <= 1
     assert data.classes == (("x", "y", "z") if name == "good" else ("0", "1", "2"))
 
 
