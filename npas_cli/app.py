@@ -201,8 +201,7 @@ def explain(error: BaseException) -> NpasError:
     if isinstance(error, KeyboardInterrupt):
         return Interrupted("Interrupted; what was computed is kept.", "Run the same command to go on.")
     if hasattr(error, "format_message"):  # Typer's own: a wrong flag or command
-        context = getattr(error, "ctx", None)
-        path = context.command_path if context is not None else "npas"
+        path = getattr(getattr(error, "ctx", None), "command_path", "npas")
         return UsageError(_sentence(error.format_message()), f"See '{path} --help'.")
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return NpasError("Unexpected: no space left on the disk.", "Free some space, then run the same command again; files already written are whole.")
@@ -210,7 +209,7 @@ def explain(error: BaseException) -> NpasError:
         return NpasError("Unexpected: out of memory.", "Lower task.batch_size or search_scheme.train_threads, or run again with -vv for the traceback.")
     if isinstance(error, ModuleNotFoundError):
         return NpasError(f"Unexpected: the Python package '{error.name}' is missing.", "Install npas into this environment again (`make run` does), or run again with -vv for the traceback.")
-    return NpasError(_sentence(f"Unexpected {type(error).__name__}: {' '.join(str(error).split())}"), "This is a fault of npas: run again with -vv for the traceback, and report it.")
+    return NpasError(_sentence(f"Unexpected {type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")), "This is a fault of npas: run again with -vv for the traceback, and report it.")
 
 
 def _sentence(text: str) -> str:
