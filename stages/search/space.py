@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
@@ -79,6 +80,12 @@ class Space:
         if [len(w) for w in self._weights] != [len(slot) for slot in self.slots] or any((w <= 0).any() for w in self._weights):
             raise ValueError("weights need one positive number per choice of every slot")
         self.first = tuple(dict.fromkeys(self.check(choices) for choices in first))
+
+    def starting_with(self, first: Sequence[Choices]) -> Space:
+        """This space with other first candidates."""
+        changed = copy.copy(self)
+        changed.first = tuple(dict.fromkeys(self.check(choices) for choices in first))
+        return changed
 
     @property
     def size(self) -> int:

@@ -1,0 +1,139 @@
+"""What a candidate is worth: its accuracy after a short retraining here, its latency from a process beside it. The one file of search/ that imports tasks, compiler and devices."""
+
+from __future__ import annotations
+
+import copy
+import os
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from stages.compiler.api import compile_model
+from stages.config import Config
+from stages.devices import TimingProtocol, open_device, speedup
+from stages.errors import InvalidMeasurement
+from stages.graph import Graph
+from stages.graph.tracing import trace
+from stages.schemes import Scheme
+from stages.schemes.prune import prune_
+from stages.search.loop import Evaluator
+from stages.search.scheme_space import SchemeSpace
+from stages.search.space import Choices
+from stages.search.trials import Journal, Timing
+from stages.search.worker import Handler, Worker
+from stages.tasks import Task, fit, load_network, make_task
+
+MODEL = "replace_ops/model.pt"
+REFERENCE_RUNS = 100  # of the dense network alone at the start, and of the candidate at the end
+LONGER, ROUNDS = 3, 3  # near the budget: that many times the runs, and at most that many measurements in all
+WARM_UP = 0.2  # seconds; the machine is busy with the search anyway
+
+
+def open_network(config: Config) -> tuple[Task, nn.Module, Graph]:
+    """The task, the network of replace-ops, and its graph."""
+    task = make_task(config.task)
+    network = load_network(MODEL, task)
+    return task, network, trace(network, task.example())
+
+
+@contextmanager
+def open_evaluator(config: Config, task: Task, network: nn.Module, space: SchemeSpace, journal: Journal) -> Iterator[tuple[Evaluator, float, float]]:
+    """The evaluator, the dense latency in ms and the budget in ms; the measuring process ends with the context.
+
+    The dense network is measured once, before any training, and journalled: a search that is continued keeps its budget.
+    """
+    c, (measuring, training) = config.search_scheme, share_cores(config.search_scheme.train_threads)
+    with Worker(serve_latency, config, c.runs, cpus=measuring) as worker:
+        dense_ms = journal.note("dense_ms")
+        if dense_ms is None:
+            dense_ms = journal.note("dense_ms", worker.call(None))
+        budget_ms = c.budget_ms if c.budget_ms is not None else c.budget_ratio * dense_ms
+
+        def timing(choices: Choices, runs: int) -> Timing:
+            ratio, low, high, dense = worker.call((space.scheme(choices), runs, budget_ms / dense_ms))
+            return Timing(ratio * dense_ms, dense, (low * dense_ms, high * dense_ms))
+
+        def accuracy(choices: Choices) -> float:
+            with pinned(training):
+                return retrain(network, task, space.scheme(choices), config)
+
+        yield (
+            Evaluator(accuracy, lambda choices: timing(choices, c.runs), lambda choices: timing(choices, max(c.runs, REFERENCE_RUNS)), task.metric_name),
+            dense_ms,
+            budget_ms,
+        )
+
+
+def retrain(network: nn.Module, task: Task, scheme: Scheme, config: Config) -> float:
+    """Accuracy on val of a copy of ``network`` that was pruned in one shot and retrained shortly; every candidate sees the same images in the same order."""
+    c, module = config.search_scheme, copy.deepcopy(network)
+    masks = prune_(module, scheme)
+    fit(module, task, epochs=c.epochs, lr=c.lr, seed=c.seed, limit=c.train_limit, masks=masks, threads=c.train_threads, evaluate=False)
+    return task.evaluate(module)
+
+
+def serve_latency(config: Config, runs: int) -> Handler:
+    """In the measuring process: answers None with the dense network's ms, and (scheme, runs, budget ratio) with (ratio, its 95 % interval, dense ms of the same rounds).
+
+    The budget is compared with ``ratio * dense ms at the start``, not with the candidate's raw ms: training runs beside this, and whatever slows the machine slows both networks of a round.
+    """
+    task, network, graph = open_network(config)
+    example, device = task.example(), open_device(config.probe.device)
+    folder = tempfile.TemporaryDirectory(prefix="npas-search-")
+    inputs, dense, candidate = [example.numpy()], Path(folder.name, "dense.so"), Path(folder.name, "candidate.so")
+    compile_model(network, example, graph=graph).save(dense)
+
+    def answer(request: Any) -> Any:
+        assert folder  # lives as long as this function
+        if request is None:
+            return float(np.median(sample([dense], REFERENCE_RUNS)[0]))
+        scheme, runs, limit = request
+        module = copy.deepcopy(network)
+        prune_(module, scheme)
+        compile_model(module, example, scheme, graph=graph).save(candidate)
+        return compare([candidate, dense], runs, limit)
+
+    def sample(models: list[Path], runs: int) -> np.ndarray:
+        for _ in range(ROUNDS):
+            measured = device.measure(models, inputs, TimingProtocol(runs=runs, warmup_seconds=WARM_UP))
+            if measured.valid:
+                return np.array(measured.samples_ms)
+        raise InvalidMeasurement(f"Measured {ROUNDS} times and never validly: {'; '.join(measured.reasons)}.", "Stop other programs, or let the machine cool.")
+
+    def compare(models: list[Path], runs: int, limit: float) -> tuple[float, float, float, float]:
+        rounds = [sample(models, runs)]
+        while (found := relative(rounds))[1] < limit < found[2] and len(rounds) < ROUNDS:
+            rounds.append(sample(models, runs * LONGER))  # within the noise of the budget: measure longer
+        return found
+
+    return answer
+
+
+def relative(rounds: list[np.ndarray]) -> tuple[float, float, float, float]:
+    """Candidate over dense: ratio of the medians, its 95 % interval, and the dense median in ms, from (2, runs) samples of interleaved rounds."""
+    candidate, dense = np.concatenate(rounds, axis=1)
+    found = speedup(candidate, dense)  # how many times faster dense is: below 1 for a faster candidate
+    return found["ratio"], found["ci95"][0], found["ci95"][1], float(np.median(dense))
+
+
+def share_cores(train_threads: int) -> tuple[set[int], set[int]]:
+    """Cores for (measuring and compiling, training): the last one and the others; no split when too few are left for ``train_threads``."""
+    cores = os.sched_getaffinity(0)
+    rest = cores - {max(cores)}
+    return ({max(cores)}, rest) if len(rest) >= train_threads else (cores, cores)
+
+
+@contextmanager
+def pinned(cpus: Collection[int]) -> Iterator[None]:
+    """The calling thread, and those that it starts, on ``cpus`` for a while."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cpus)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)

@@ -1,0 +1,57 @@
+"""npas search-scheme: choose a pruning scheme and rate for every layer under the latency budget. Reads replace_ops/model.pt and probe/device.json; writes search_scheme/*."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from stages.artifacts import plain, read_json, sha256, state_dir, state_key, write_csv, write_json
+from stages.config import Config
+from stages.progress import Progress
+
+DEVICE = "probe/device.json"
+
+
+def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -> dict[str, Any]:
+    """Search, save what was found, return the metrics. Continues after kill -9 and when ``trials`` is raised; InfeasibleBudget when no candidate meets the budget."""
+    from stages.search import TUNABLES, evaluate, make_sampler
+    from stages.search.loop import Rules, search
+    from stages.search.results import history_rows, infeasible, metrics, trial_rows
+    from stages.search.scheme_space import scheme_space
+    from stages.search.trials import Journal, code_version
+
+    began, c = time.monotonic(), config.search_scheme
+    read_json(DEVICE)
+    task, network, graph = evaluate.open_network(config)
+    inputs = {name: sha256(name) for name in (evaluate.MODEL, DEVICE)}
+    space = scheme_space(graph, c.schemes, c.rates, c.blocks, c.min_share)
+    tunables = {f.name: getattr(c, f.name) for f in fields(c) if f.name in TUNABLES[c.strategy]}
+    folder = state_dir("search_scheme", state_key(c, config.task, config.probe, inputs, code_version()))
+    with (
+        Journal(folder / "journal.jsonl", space.space) as journal,
+        evaluate.open_evaluator(config, task, network, space, journal) as (evaluator, dense_ms, budget_ms),
+    ):
+        progress.say(f"dense {dense_ms:.3g} ms, budget {budget_ms:.3g} ms, {len(space.layers)} of {len(graph.prunable)} prunable layers are searched")
+        rules = Rules(budget_ms, c.trials, c.batch, c.margin)
+        outcome = search(space.space, lambda s: make_sampler(c.strategy, s, c.trials, budget_ms, c.seed, **tunables), evaluator, journal, rules, progress)
+
+    record = {"config": plain(c)} | ({"overrides": plain(overrides)} if overrides else {})
+    found = metrics(outcome, dense_ms, budget_ms) | {"metric": task.metric_name, "minutes": (time.monotonic() - began) / 60}
+    write_json(
+        "search_scheme/trials.json",
+        {"metric": task.metric_name, "budget_ms": budget_ms, "dense_ms": dense_ms, "trials": trial_rows(outcome.trials, space), **record},
+    )
+    write_csv("search_scheme/history.csv", history_rows(outcome.trials, budget_ms))
+    write_json("search_scheme/metrics.json", found | record)
+    if outcome.best is None:
+        Path("search_scheme/scheme.json").unlink(missing_ok=True)
+        raise infeasible(outcome, budget_ms)
+    budget = {"ms": c.budget_ms, "ratio": c.budget_ratio if c.budget_ms is None else None}
+    write_json(
+        "search_scheme/scheme.json",
+        {"target": config.probe.device, "budget": budget, **space.scheme(outcome.best.choices).to_json(), "inputs": inputs, **record},
+    )
+    return found
