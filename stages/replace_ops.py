@@ -30,7 +30,9 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
     replacements = find_replacements(before)
     module = apply_replacements(module, replacements)
     graph = trace(module, example)
-    progress.say(f"{len(replacements)} of {len(before)} operations replaced: {_summary(replacements) or 'nothing needs an exponential, so nothing is fine-tuned'}")
+    progress.say(
+        f"{len(replacements)} of {len(before)} operations replaced: {_summary(replacements) or 'nothing needs an exponential, so nothing is fine-tuned'}"
+    )
     for layer in exponentials_left(graph):
         progress.say(f"left as it is: {layer.op if layer.op != 'unsupported' else layer.target} ({layer.name})")
 
@@ -46,7 +48,9 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
     reached["after"] = accuracy(module)
     found = {"metric": task.metric_name, "replacements": len(replacements), "accuracy": reached}
     metrics = found | {"latency_ms": dict(zip(("before", "after"), latency, strict=True)), "device": config.probe.device}
-    progress.say(f"{task.metric_name} {100 * reached['before']['val']:.1f} -> {100 * reached['after']['val']:.1f} val, latency {latency[0]:.3f} -> {latency[1]:.3f} ms")
+    progress.say(
+        f"{task.metric_name} {100 * reached['before']['val']:.1f} -> {100 * reached['after']['val']:.1f} val, latency {latency[0]:.3f} -> {latency[1]:.3f} ms"
+    )
     record = {"config": {"task": plain(config.task), "replace_ops": plain(c)}} | ({"overrides": plain(overrides)} if overrides else {})
     listed = [r.to_json() for r in replacements]
     save_checkpoint("replace_ops/model.pt", {"state_dict": module.state_dict(), "model": config.task.model, "replacements": listed, "metrics": found, **record})
@@ -78,6 +82,6 @@ def latencies(modules: Sequence[nn.Module], example: Tensor, device: str, folder
 
 
 def _summary(replacements: Sequence[Any]) -> str:
-    """"18 silu -> hardswish, 4 sigmoid -> hardsigmoid"."""
+    """ "18 silu -> hardswish, 4 sigmoid -> hardsigmoid"."""
     kinds = [f"{r.before} -> {r.after}" for r in replacements]
     return ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))

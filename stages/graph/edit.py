@@ -16,14 +16,16 @@ CALLS: dict[str, tuple[Any, ...]] = {  # operation -> the functions and (as text
     "silu": (F.silu,),
     "mish": (F.mish,),
     "gelu": (F.gelu,),
-    "sigmoid": (torch.sigmoid, F.sigmoid, torch.special.expit, torch.sigmoid_, "sigmoid", "sigmoid_"),
+    "sigmoid": (torch.sigmoid, F.sigmoid, torch.sigmoid_, "sigmoid", "sigmoid_"),
     "tanh": (torch.tanh, F.tanh, torch.tanh_, "tanh", "tanh_"),
     "softplus": (F.softplus,),
     "elu": (F.elu, F.elu_),
 }
 PRODUCTS = (operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply", "multiply_")
 LEAKY_SLOPE = 0.1
-HARD_CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any], Callable[..., nn.Module]]] = {  # operation -> function, its extra arguments, the module that does the same
+HARD_CALLS: dict[
+    str, tuple[Callable[..., Any], dict[str, Any], Callable[..., nn.Module]]
+] = {  # operation -> function, its extra arguments, the module that does the same
     "hardswish": (F.hardswish, {}, nn.Hardswish),
     "hardsigmoid": (F.hardsigmoid, {}, nn.Hardsigmoid),
     "hardtanh": (F.hardtanh, {}, nn.Hardtanh),
@@ -53,7 +55,9 @@ def edit_module(module: nn.Module, path: str, changes: Sequence[Change], sole: b
             return _activation(changes[0][1], False).train(module.training)
         name = f"'{path}' ({type(module).__name__})" if path else f"itself ({type(module).__name__})"
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"Module {name} computes {changes[0][0]} in a way that can't be edited: {reason}", "Use nn.SiLU, nn.Sigmoid and the like as submodules there.") from error
+        raise UsageError(
+            f"Module {name} computes {changes[0][0]} in a way that can't be edited: {reason}", "Use nn.SiLU, nn.Sigmoid and the like as submodules there."
+        ) from error
     calls = {before: len(_sites(graphs[False], before)) for before, _, _ in changes}
     for graph in graphs.values():
         _change(graph, changes, calls, path)

@@ -96,7 +96,10 @@ def _submodule(module: nn.Module, r: Replacement) -> nn.Module:
     try:
         return module.get_submodule(r.module)
     except AttributeError:
-        raise UsageError(f"The network has no module '{r.module}', in which {r.before} was to become {r.after}.", "The network has changed since: run 'npas replace-ops' again.") from None
+        raise UsageError(
+            f"The network has no module '{r.module}', in which {r.before} was to become {r.after}.",
+            "The network has changed since: run 'npas replace-ops' again.",
+        ) from None
 
 
 def _exchange(network: nn.Module, old: nn.Module, new: nn.Module) -> None:
@@ -136,6 +139,6 @@ def _sole(graph: Graph, layer: Layer, op: str) -> bool:
 
 
 def _operator(layer: Layer) -> str:
-    """"exp" of "aten.exp.default"."""
+    """ "exp" of "aten.exp.default"."""
     parts = layer.target.split(".")
     return parts[1] if len(parts) > 1 else layer.target

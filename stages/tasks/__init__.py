@@ -27,7 +27,9 @@ def make_task(config: TaskConfig) -> Task:
     except UsageError:
         raise
     except Exception as error:  # the user's class may raise anything
-        raise UsageError(f"The task '{config.task}' can't be made: {describe(error)}.", "It is called with the task section of the configuration; -vv shows the traceback.") from error
+        raise UsageError(
+            f"The task '{config.task}' can't be made: {describe(error)}.", "It is called with the task section of the configuration; -vv shows the traceback."
+        ) from error
     missing = [name for name in MEMBERS if not callable(getattr(task, name, None))]
     if missing:
         raise UsageError(f"The task '{config.task}' lacks {', '.join(missing)}.", "stages/tasks/task.py says what a task has; subclass Task.")

@@ -105,7 +105,10 @@ class Classification(Task):
             raise UsageError(f"The network '{self.config.model}' doesn't run on 3x{size}x{size} images: {describe(error)}.", hint) from error
         if not isinstance(outputs, Tensor) or outputs.shape != (1, classes):
             got = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
-            raise UsageError(f"The network '{self.config.model}' returns {got}; classification of {classes} classes needs (batch, {classes}).", "Build it with num_classes set, or name another task.")
+            raise UsageError(
+                f"The network '{self.config.model}' returns {got}; classification of {classes} classes needs (batch, {classes}).",
+                "Build it with num_classes set, or name another task.",
+            )
         module.train()
 
 

@@ -162,11 +162,16 @@ def _memory(pair: Any, where: str, size: int) -> Memory:
     if images.dtype == torch.uint8 and images.ndim in (3, 4):
         images = (images if images.ndim == 4 else images[..., None]).permute(0, 3, 1, 2).float() / 255
     if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point() or not len(images):
-        raise UsageError(f"Images of the {where} have shape {tuple(images.shape)} and type {images.dtype}.", "Give uint8 (N, H, W, 3), or float (N, 3, H, W) in 0..1.")
+        raise UsageError(
+            f"Images of the {where} have shape {tuple(images.shape)} and type {images.dtype}.", "Give uint8 (N, H, W, 3), or float (N, 3, H, W) in 0..1."
+        )
     if not images.isfinite().all():
         raise UsageError(f"Images of the {where} hold values that are not finite.", "Clean the data.")
     if labels.shape != images.shape[:1] or labels.is_floating_point() or int(labels.min()) < 0:
-        raise UsageError(f"Labels of the {where} have shape {tuple(labels.shape)} and type {labels.dtype}; there are {len(images)} images.", "Give whole numbers from 0, one per image.")
+        raise UsageError(
+            f"Labels of the {where} have shape {tuple(labels.shape)} and type {labels.dtype}; there are {len(images)} images.",
+            "Give whole numbers from 0, one per image.",
+        )
     images = images.float()
     if images.shape[2:] != (size, size):
         images = F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=True)

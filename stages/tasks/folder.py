@@ -27,7 +27,10 @@ def image_folder(root: Path, size: int, seed: int) -> Data:
     labels = train.labels.numpy()
     rare = [classes[i] for i in range(len(classes)) if (labels == i).sum() * VAL_SHARE < 0.5]
     if rare:
-        raise UsageError(f"Class '{rare[0]}' of {root / 'train'} has too few images to carve a validation split out of it.", f"Add a {root / 'test'} folder, or at least 4 images per class.")
+        raise UsageError(
+            f"Class '{rare[0]}' of {root / 'train'} has too few images to carve a validation split out of it.",
+            f"Add a {root / 'test'} folder, or at least 4 images per class.",
+        )
     learnt, held = stratified(labels, (1 - VAL_SHARE, VAL_SHARE), seed)
     return Data({"train": _subset(train, learnt), "val": _subset(train, held), "test": val}, classes, flip=True)
 
@@ -37,7 +40,10 @@ def _classes(folder: Path) -> tuple[str, ...]:
         raise UsageError(f"The data set has no folder {folder}.", "Give a folder with train/ and val/, one subfolder per class in each.")
     classes = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
     if len(classes) < 2:
-        raise UsageError(f"{folder} has {len(classes)} class folder{'' if len(classes) == 1 else 's'}; at least 2 are needed.", "Put the images of each class into a subfolder of its own.")
+        raise UsageError(
+            f"{folder} has {len(classes)} class folder{'' if len(classes) == 1 else 's'}; at least 2 are needed.",
+            "Put the images of each class into a subfolder of its own.",
+        )
     return classes
 
 

@@ -41,7 +41,11 @@ def _maker(spec: str, num_classes: int) -> Callable[[], Any]:
 
     names = torchvision.models.list_models(module=torchvision.models)
     if spec not in names:
-        hint = "It looks like a file: set task.weights to it, and task.model to the network it belongs to." if Path(spec).exists() else suggestion(spec, [*ZOO, *names])
+        hint = (
+            "It looks like a file: set task.weights to it, and task.model to the network it belongs to."
+            if Path(spec).exists()
+            else suggestion(spec, [*ZOO, *names])
+        )
         raise UsageError(f"Unknown model '{spec}': neither in the zoo ({', '.join(ZOO)}) nor in torchvision.", f"{hint} Your own: package.module:callable.")
     return lambda: torchvision.models.get_model(spec, weights=None, num_classes=num_classes)
 
@@ -67,7 +71,9 @@ def restore(content: Mapping[str, Any], task: Task, where: str) -> nn.Module:
     module = apply_replacements(task.model(), [Replacement.from_json(r) for r in content.get("replacements", ())])
     problem = mismatch(module, content["state_dict"])
     if problem:
-        raise ArtifactError(f"{where} does not belong to this network: {problem}.", "Run the pipeline again for the present task section, or restore the one it was made with.")
+        raise ArtifactError(
+            f"{where} does not belong to this network: {problem}.", "Run the pipeline again for the present task section, or restore the one it was made with."
+        )
     module.load_state_dict(content["state_dict"])
     return module.eval()
 
@@ -79,7 +85,10 @@ def load_weights(module: nn.Module, path: Path | str) -> None:
     except FileNotFoundError:
         raise UsageError(f"No weights file {path}.", "Correct task.weights.") from None
     except Exception as error:  # torch raises many kinds for what is no checkpoint
-        raise UsageError(f"Can't read the weights {path}: {type(error).__name__}.", "Save them with torch.save(model.state_dict(), path): whole pickled models are not loaded.") from None
+        raise UsageError(
+            f"Can't read the weights {path}: {type(error).__name__}.",
+            "Save them with torch.save(model.state_dict(), path): whole pickled models are not loaded.",
+        ) from None
     for key in ("state_dict", "model"):
         content = content.get(key, content) if isinstance(content, Mapping) and isinstance(content.get(key), Mapping) else content
     if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
@@ -87,7 +96,9 @@ def load_weights(module: nn.Module, path: Path | str) -> None:
     state = {str(name).removeprefix("module."): value for name, value in content.items()}
     problem = mismatch(module, state)
     if problem:
-        raise UsageError(f"The weights {path} don't fit the network: {problem}.", "Set task.model (and the number of classes of the data) to what they were trained with.")
+        raise UsageError(
+            f"The weights {path} don't fit the network: {problem}.", "Set task.model (and the number of classes of the data) to what they were trained with."
+        )
     module.load_state_dict(state)
 
 

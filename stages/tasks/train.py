@@ -86,7 +86,12 @@ def fit(module: nn.Module, task: Task, *, epochs: float, lr: float, weight_decay
     total = max(1, round(epochs * steps)) if epochs > 0 else 0
     recipe = _Recipe(total, float(epochs), lr, weight_decay, label_smoothing, seed, limit, distill if teacher is not None else 0.0, temperature)
     trainer = _Trainer(module, task, recipe, teacher, {} if masks is None else masks, hooks or FitHooks())
-    with cpu_threads(task.threads if threads is None else threads), _own_randomness(task.device, seed), trainer.prepared(), bar(progress, description, math.ceil(total / steps)):
+    with (
+        cpu_threads(task.threads if threads is None else threads),
+        _own_randomness(task.device, seed),
+        trainer.prepared(),
+        bar(progress, description, math.ceil(total / steps)),
+    ):
         if checkpoint is not None and checkpoint.exists():
             trainer.load(checkpoint, progress)
         while trainer.step < total:

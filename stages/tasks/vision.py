@@ -34,7 +34,10 @@ def check_versions() -> None:
     for need in requires:
         if need.name == "torch" and need.marker is None and not need.specifier.contains(Version(installed.public), prereleases=True):
             vision = importlib.metadata.version("torchvision")
-            raise UsageError(f"torchvision {vision} needs torch{need.specifier}, but torch {installed} is installed.", f"Run: pip install 'torchvision=={vision}' 'torch{need.specifier}'")
+            raise UsageError(
+                f"torchvision {vision} needs torch{need.specifier}, but torch {installed} is installed.",
+                f"Run: pip install 'torchvision=={vision}' 'torch{need.specifier}'",
+            )
 
 
 def _load_extension() -> None:
@@ -65,7 +68,9 @@ def import_torchvision() -> ModuleType:
     try:
         import torchvision
     except (ImportError, RuntimeError) as error:
-        raise UsageError(f"torchvision can't be imported with torch {torch.__version__}: {error}.", "Run: pip install --force-reinstall torch torchvision") from error
+        raise UsageError(
+            f"torchvision can't be imported with torch {torch.__version__}: {error}.", "Run: pip install --force-reinstall torch torchvision"
+        ) from error
     return torchvision
 
 

@@ -93,7 +93,11 @@ def test_augmentation_moves_images_a_little():
 def test_only_data_that_allows_it_is_mirrored():
     left = torch.zeros(64, 1, 16, 16)
     left[..., :4] = 1
-    brighter_left = [augment(left, np.random.default_rng(0), flip=flip)[..., :8].mean((1, 2, 3)) > augment(left, np.random.default_rng(0), flip=flip)[..., 8:].mean((1, 2, 3)) for flip in (False, True)]
+    brighter_left = [
+        augment(left, np.random.default_rng(0), flip=flip)[..., :8].mean((1, 2, 3))
+        > augment(left, np.random.default_rng(0), flip=flip)[..., 8:].mean((1, 2, 3))
+        for flip in (False, True)
+    ]
     assert brighter_left[0].all() and 10 < int(brighter_left[1].sum()) < 54
 
 

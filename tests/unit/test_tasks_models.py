@@ -82,7 +82,12 @@ class Broken:
 
 @pytest.fixture
 def user_models(project, monkeypatch):
-    for name, text in (("npas_user_models", USER_MODELS), ("npas_user_broken", "import nonexistent_package_xyz"), ("npas_user_syntax", "def ("), ("npas_user_crash", "1 / 0")):
+    for name, text in (
+        ("npas_user_models", USER_MODELS),
+        ("npas_user_broken", "import nonexistent_package_xyz"),
+        ("npas_user_syntax", "def ("),
+        ("npas_user_crash", "1 / 0"),
+    ):
         (project / f"{name}.py").write_text(text)
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(project)])  # restored afterwards; resolve() itself must add the current directory
@@ -140,7 +145,9 @@ def test_cuda_that_is_not_there(monkeypatch):
 # --- weights
 
 
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": s}, lambda s: {f"module.{k}": v for k, v in s.items()}])
+@pytest.mark.parametrize(
+    "wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": s}, lambda s: {f"module.{k}": v for k, v in s.items()}]
+)
 def test_weights_in_the_usual_forms(tmp_path, wrap):
     source, target = (build_model("npas_tiny", 10, seed) for seed in (1, 2))
     torch.save(wrap(source.state_dict()), tmp_path / "w.pt")
