@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from stages.compiler import cache, emit
-from stages.compiler.check import compare, obeys
+from stages.compiler.check import compare
 from stages.compiler.fuse import fuse
 from stages.compiler.kernels.kernel import Kernel
 from stages.compiler.lower import lower
@@ -26,6 +26,7 @@ from stages.compiler.target import Target, resolve
 from stages.errors import UsageError
 from stages.graph import Graph, trace
 from stages.schemes.scheme import Scheme
+from stages.schemes.verify import check_zeros
 
 
 def compile_model(
@@ -47,6 +48,8 @@ def compile_model(
     if threads != 1:
         raise UsageError(f"Can't compile for {threads} threads.", "This version runs compiled networks on one thread.")
     machine = resolve(target)
+    if scheme is not None:
+        check_zeros(module, scheme)
     seen = graph if graph is not None else trace(module, example)
     tensors = {name: t.detach().cpu().numpy() for name, t in module.state_dict().items()}
     build = _Build(seen, tensors, scheme or Scheme(), machine)
@@ -60,7 +63,6 @@ class _Build:
     """A network on its way: everything but the manifest's measured error is known after construction."""
 
     def __init__(self, graph: Graph, tensors: Mapping[str, np.ndarray], scheme: Scheme, target: Target):
-        obeys(graph, tensors, scheme)
         self.graph, self.target = graph, target
         self.program = shrink(fuse(lower(graph, tensors, scheme)))
         placed = layouts(self.program, target)

@@ -1,4 +1,4 @@
-"""Two checks around every compilation: weights obey the scheme before, outputs equal PyTorch's after. Imports torch."""
+"""The check after every compilation: outputs equal PyTorch's. Imports torch."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.compiler.model import CompiledModel
-from stages.errors import UsageError, WrongOutput
-from stages.graph.layer import Graph
-from stages.schemes.scheme import PATTERN_WEIGHTS, LayerScheme, Scheme
+from stages.errors import WrongOutput
 
 _SEED = 20210622  # of the random inputs
 
@@ -51,39 +49,3 @@ def _tensors(made: object) -> list[Tensor]:
         return [made]
     parts = made.values() if isinstance(made, Mapping) else made
     return [t for part in parts for t in _tensors(part)]  # type: ignore[attr-defined]
-
-
-def obeys(graph: Graph, tensors: Mapping[str, np.ndarray], scheme: Scheme) -> None:
-    """UsageError when a weight that the scheme prunes away isn't zero (or the scheme names a layer that isn't there)."""
-    known = {layer.module: layer for layer in graph.prunable}
-    for name, layer_scheme in scheme.layers.items():
-        if name not in known:
-            raise UsageError(f"The scheme prunes '{name}', which is no prunable layer of this network.", "Search for the scheme and compile with the same network.")
-        weight = np.asarray(tensors[known[name].params["weight"]])
-        if not _obeys(weight, layer_scheme):
-            raise UsageError(f"Layer '{name}' has weights outside its scheme ({layer_scheme.label}).", "Apply the scheme first: stages.schemes.prune_, or 'npas search-pruner'.")
-
-
-def _obeys(weight: np.ndarray, scheme: LayerScheme) -> bool:
-    """Whether the non-zero weights have the structure of the scheme: no more positions, kernels or filters than it keeps."""
-    if scheme.pruning in ("block-punched", "block-based"):
-        return all(int(kept.sum()) <= _keeps(kept.size, scheme.rate) for kept in _unions(weight, scheme.block))
-    if scheme.pruning == "pattern":
-        grouped = (kept.reshape(weight.shape[1], -1) for kept in _unions(weight, scheme.block))
-        return all(int(kept.sum(1).max()) <= PATTERN_WEIGHTS and int(kept.sum()) <= max(PATTERN_WEIGHTS, _kernels(kept, scheme.rate) * PATTERN_WEIGHTS) for kept in grouped)
-    return True  # filters removed or not: a class that must stay whole is left dense
-
-
-def _keeps(positions: int, rate: float) -> int:
-    return max(1, round(positions / rate))
-
-
-def _kernels(kept: np.ndarray, rate: float) -> int:
-    """Kernels that a pattern layer keeps per group: ``PATTERN_WEIGHTS`` weights each, n / rate weights in all, rounded up at most."""
-    return -(-round(kept.size / rate) // PATTERN_WEIGHTS)
-
-
-def _unions(weight: np.ndarray, block: int) -> list[np.ndarray]:
-    """For each group of ``block`` filters, which positions any of them keeps."""
-    rows = (weight != 0).reshape(len(weight), -1)
-    return [rows[start : start + block].any(0) for start in range(0, len(rows), max(block, 1))]
