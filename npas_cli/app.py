@@ -80,7 +80,6 @@ def _run(command: Command, loaded: config.Loaded, screen: ui.Screen, as_json: bo
     elif command.section == "report" and not screen.quiet:
         _print_report(result)
     else:
-        screen.say(f"{command.name}  {ui.summary(result)}".rstrip())
         screen.say(f"wrote {', '.join(command.writes)}")
     if loaded.overrides:
         screen.say(f"To record this run: {record_line(loaded.overrides)}")

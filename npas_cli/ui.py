@@ -9,8 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TextIO
 
-SCALARS_SHOWN = 8  # of a stage's result, in its closing line
-
 
 def is_terminal(stream: TextIO) -> bool:
     """Whether a person watches ``stream`` on something that can move its cursor."""
@@ -99,18 +97,6 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         table.add_row(*map(Text, row))  # Text: no cell is read as markup
     console = Console(width=None if is_terminal(sys.stdout) else 400, highlight=False)
     console.print(table)
-
-
-def summary(result: Mapping[str, Any]) -> str:
-    """The plain values of a stage's result on one line, fractions of accuracy as percent: ``top1 97.31  macs 12345``."""
-    shown = [f"{key} {_value(key, value)}" for key, value in result.items() if isinstance(value, int | float | str) and key not in ("schema", "format")]
-    return "  ".join(shown[:SCALARS_SHOWN])
-
-
-def _value(key: str, value: Any) -> str:
-    if isinstance(value, float):
-        return percent(value) if "top1" in key or "accuracy" in key else f"{value:.4g}"
-    return str(value)
 
 
 def percent(fraction: float | None) -> str:
