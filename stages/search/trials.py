@@ -88,8 +88,9 @@ class Journal:
         return Trial(self.space.decode(record["at"]), ci95=_pair(record["ci95"]), **values)
 
     def close(self) -> None:
-        """Close the file and let go of the lock."""
-        self._file.close()
+        """Close the file and let go of the lock, after a write that is on its way."""
+        with self._lock:
+            self._file.close()
 
     def __enter__(self) -> Journal:
         return self
@@ -105,7 +106,7 @@ class Journal:
             self._file.truncate(len(whole))
         try:
             return list(_parse(whole))
-        except (ValueError, KeyError, UnicodeDecodeError) as error:
+        except ValueError as error:
             self.close()
             raise ArtifactError(f"The search's journal {self.path} is damaged: {error}.", "Delete it to start the search anew.") from None
 
