@@ -119,7 +119,7 @@ def _print_report(result: Mapping[str, Any]) -> None:
         return [row["network"], ui.percent(row.get("top1")), latency, interval, ui.count(row.get("macs")), speedup]
 
     ui.print_table(["network", "top-1 %", "latency ms", "95% interval", "MACs", "speed-up"], [cells(row) for row in result["rows"]])
-    if result.get("budget_ms") is not None:
+    if result["budget_ms"] is not None and result["budget_met"] is not None:
         print(f"budget {result['budget_ms']:.3f} ms: {'met' if result['budget_met'] else 'NOT met'}")
     print(f"report {result['report']}")
 

@@ -123,14 +123,14 @@ def save(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def _with_line(text: str, section: str, key: str, value: str) -> str:
-    """``text`` with the line of section.key replaced (its comment stays), or added below the section's name, or with a new section at the end."""
+    """``text`` with the line of section.key replaced (its comment stays; a list may stand an item a line, as `dvc exp run` leaves it), or added below the section's name, or with a new section at the end."""
     head = re.search(rf"^{section}:[ \t]*(#.*)?$", text, re.M)
     if head is None:
         return f"{text.rstrip()}\n\n{section}:\n  {key}: {value}\n".lstrip("\n")
     end = re.search(r"^\S(?<!#)", text[head.end() :], re.M)
     stop = head.end() + end.start() if end else len(text)
     block = text[head.end() : stop]
-    line = re.search(rf"^(?P<start>[ \t]+{key}:)[ \t]*(?P<value>'[^'\n]*'|\"[^\"\n]*\"|[^#\n]*?)(?P<gap>[ \t]*)(?P<comment>#.*)?$", block, re.M)
+    line = re.search(rf"^(?P<start>[ \t]+{key}:)[ \t]*(?P<value>'[^'\n]*'|\"[^\"\n]*\"|[^#\n]*?)(?P<gap>[ \t]*)(?P<comment>#.*)?(?P<items>(\n[ \t]*-[ \t].*)*)$", block, re.M)
     if line is None:
         return text[: head.end()] + f"\n  {key}: {value}" + text[head.end() :]
     written = f"{line['start']} {value}"

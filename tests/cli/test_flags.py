@@ -183,7 +183,15 @@ def test_save_params_in_files_of_other_layouts(text: str, stage: Install, npas: 
     ]
 
 
-@pytest.mark.parametrize("text", ["bench: {runs: 30}\n", "bench:\n  cpus:\n    - 0\n    - 1\n  runs: &x 30\n"])
+@pytest.mark.parametrize("items", ["  - 0\n  - 1\n", "    - 0\n    - 1\n"])
+def test_save_params_replaces_a_list_as_dvc_writes_it(items: str, stage: Install, npas: Run, project: Path) -> None:
+    stage("bench")
+    (project / "params.yaml").write_text(f"bench:\n  cpus:    # cores\n{items}  runs: 30 # timed\n")
+    assert npas("bench", "--cpus", "2", "--save-params").code == 0
+    assert (project / "params.yaml").read_text() == "bench:\n  cpus: [2]  # cores\n  runs: 30 # timed\n"
+
+
+@pytest.mark.parametrize("text", ["bench: {runs: 30}\n", "bench:\n  cpus: [0,\n    1]\n  runs: 30\n"])
 def test_save_params_leaves_a_file_alone_that_it_can_not_edit(text: str, stage: Install, npas: Run, project: Path) -> None:
     bench = stage("bench")
     (project / "params.yaml").write_text(text)
