@@ -1,6 +1,8 @@
 # make run    environment, installation, the whole pipeline, and the table of results
 # make test   the tests (make test-all: the long ones too)
-# make lint, make types, make clean (caches), make distclean (the environment and every result too)
+# make lint, make types
+# make params   params.yaml anew, from the defaults in stages/config.py
+# make clean    caches (make distclean: the environment and every result too)
 #
 # PIP_ARGS goes to pip, e.g. for CPU-only wheels of PyTorch:  make run PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 # PYTHON names the interpreter (3.11) where neither python3.11 nor python3 is it. pip's own PIP_* variables and configuration are honoured.
@@ -12,7 +14,7 @@ BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: help run test test-all lint types clean distclean
+.PHONY: help run test test-all lint types params clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -56,6 +58,10 @@ types: .venv/.installed-dev
 	fi; \
 	echo "environment: .venv (from $$found; the first installation takes some minutes)"; \
 	"$$found" -m venv .venv || { rm -rf .venv; echo "Hint: the venv module of Python 3.11 is missing; on Debian and Ubuntu: apt install python3.11-venv" >&2; exit 2; }
+
+# params.yaml anew from the defaults of stages/config.py: after adding or tuning one
+params: .venv/.installed
+	python -m npas_cli.options > params.yaml.new && mv params.yaml.new params.yaml
 
 clean:
 	rm -rf .pytest_cache .hypothesis .mypy_cache .ruff_cache
