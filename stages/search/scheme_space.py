@@ -45,11 +45,11 @@ def scheme_space(graph: Graph, schemes: Sequence[str], rates: Sequence[float], b
     ``space.first`` are the uniform candidates that a search surveys before anything else, the fastest ones (the highest rate of each scheme) at their head; without them
     nothing would be known to be feasible, since independent draws per layer all land near one mean latency. UsageError when no layer can be pruned.
     """
-    offered = {layer: _choices(layer, graph, schemes, rates, blocks) for layer in graph.prunable if layer.macs >= min_share * graph.macs}
-    layers = tuple(layer for layer, choices in offered.items() if choices != (DENSE,))
+    offered = [(layer, _choices(layer, graph, schemes, rates, blocks)) for layer in graph.prunable if layer.macs >= min_share * graph.macs]
+    layers = tuple(layer for layer, choices in offered if choices != (DENSE,))
     if not layers:
         raise UsageError("No layer of the network can be pruned by these schemes.", "Allow more of search_scheme.schemes and search_scheme.rates.")
-    slots = [offered[layer] for layer in layers]
+    slots = [choices for _, choices in offered if choices != (DENSE,)]
     flow = edges(graph, layers)
     kinds = [kind(layer) for layer in layers]
 
