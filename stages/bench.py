@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from stages.devices import Device
+    from stages.tasks import Task
 
 FILES = (Path("compile/host/model.so"), Path("compile/host/dense.so"), Path("compile/host/original.so"))
 CHECKPOINTS = ("search_pruner/weights.pt", "replace_ops/model.pt", "pretrain/model.pt")
@@ -25,10 +26,12 @@ PROFILE_RUNS = 30
 def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -> dict[str, Any]:
     """Check, time, profile, save; returns the record. Then WrongOutput (before any timing), InvalidMeasurement or TooSlow, if so."""
     from stages.devices import TimingProtocol, open_device, record
+    from stages.tasks import make_task
 
     device, c = open_device(config.probe.device), config.bench
     identity = _same_device(device)
-    x, expected = _reference(config)
+    task = make_task(config.task)
+    x, expected = _reference(task)
     manifests = device.manifests(FILES)
     protocol = TimingProtocol(runs=c.runs, warmup=c.warmup, threads=manifests[0]["target"]["threads"], cpus=c.cpus)
     outputs = device.outputs(FILES, [x], protocol)
@@ -38,7 +41,7 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
         kernel_ms = [device.profile(path, [x], PROFILE_RUNS, replace(protocol, warmup_seconds=0.2)) for path in FILES]  # the core is warm already
     networks = [record.Compiled(*values) for values in zip(FILES, manifests, kernel_ms, strict=True)]
     document = record.build(config.task.model, networks, measured, protocol, identity, checks, sha256("search_scheme/scheme.json"))
-    document |= {"config": {"bench": plain(c)}} | ({"overrides": plain(overrides)} if overrides else {})
+    document |= {"task": {"metric": task.metric_name, "samples": {split: task.size(split) for split in ("val", "test")}}, "config": {"bench": plain(c)}} | ({"overrides": plain(overrides)} if overrides else {})
     write_json("bench/latency.json", document)
     write_json("bench/metrics.json", record.metrics(document))
     write_csv("bench/layers.csv", [{"layer": row["name"]} | {key: row[key] for key in ("kernel", "ms", "dense_ms")} for row in document["layers"]])
@@ -56,14 +59,13 @@ def _same_device(device: Device) -> dict[str, Any]:
     return identity
 
 
-def _reference(config: Config) -> tuple[np.ndarray, list[tuple[np.ndarray, ...]]]:
+def _reference(task: Task) -> tuple[np.ndarray, list[tuple[np.ndarray, ...]]]:
     """A fixed random input, and what PyTorch computes for it with each of CHECKPOINTS."""
     import numpy as np
     import torch
 
-    from stages.tasks import load_network, make_task
+    from stages.tasks import load_network
 
-    task = make_task(config.task)
     x = np.random.default_rng(0).standard_normal(tuple(task.example().shape)).astype(np.float32)
     expected = []
     for path in CHECKPOINTS:

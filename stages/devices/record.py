@@ -69,7 +69,7 @@ def build(name: str, networks: Sequence[Compiled], measured: Measurement, protoc
     manifest = networks[0].manifest
     target = manifest["target"]
     return {
-        "model": {"name": name, "sha256": pruned["sha256"], "bytes": pruned["bytes"], "scheme_sha256": scheme_sha256, "macs": pruned["macs"]},
+        "model": {"name": name, "sha256": pruned["sha256"], "bytes": pruned["bytes"], "scheme_sha256": scheme_sha256, "macs": pruned["macs"], "inputs": [i["shape"] for i in manifest["inputs"]]},
         "target": {"triple": target["triple"], "mcpu": target["mcpu"], "backend": "llvm", "threads": protocol.threads},
         "device": dict(identity) | {"sdk": None, "kernel": platform.release(), "governor": governor(measured.cpus[0]) if measured.cpus else None, "battery": None},
         "protocol": {"warmup": protocol.warmup, "warmup_seconds": protocol.warmup_seconds, "runs": protocol.runs, "settle": protocol.settle, "mask": list(measured.cpus), "order": "interleaved, rotating"},

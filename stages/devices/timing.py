@@ -3,7 +3,7 @@
 A shared computer is noisy in ways that a phone isn't: other programs come and go, so the absolute level of the samples wanders although nothing is
 wrong with the measurement. Therefore all networks are timed in the same rounds, and what is judged is the *ratio* of two networks: both drift together
 when the machine gets busier, and only a network that changes against its reference (a throttled vector unit, a cache that fills) makes the ratio drift.
-A drift counts when its 95 % bootstrap interval lies wholly beyond 5 %, the limit of the phone protocol; a drift of all networks together, and a machine that
+A single network has no reference; its processor time, which waiting for the core doesn't raise, is judged instead. A drift counts when its 95 % bootstrap interval lies wholly beyond 5 %, the limit of the phone protocol; a drift of all networks together, and a machine that
 took much time away, are reported as warnings and leave the measurement valid. Nothing is ever removed from the samples.
 """
 
@@ -112,14 +112,15 @@ def _drifts(series: np.ndarray, both: bool) -> float | None:
     return found["ratio"] if low > DRIFT_LIMIT or (both and high < 1 / DRIFT_LIMIT) else None
 
 
-def _drift_reasons(samples: np.ndarray) -> list[str]:
-    """``samples`` is (networks, rounds). The first network is judged against each other one; a single one on its own."""
+def _drift_reasons(samples: np.ndarray, cpu: np.ndarray) -> list[str]:
+    """``samples`` and ``cpu`` are (networks, rounds). The first network is judged against each other one; a single one by its processor time."""
     if samples.shape[1] < FEWEST_FOR_DRIFT:
         return []
     absolute = _drifts(samples[0], both=False)
-    if len(samples) == 1:
-        return [] if absolute is None else [f"drift: the last fifth of the runs took {absolute:.2f} times as long as the first"]
     reasons = [f"warning: the machine slowed down; the last fifth of the runs took {absolute:.2f} times as long as the first"] if absolute else []
+    if len(samples) == 1:
+        alone = _drifts(cpu[0], both=False)
+        return [f"drift: the last fifth of the runs took {alone:.2f} times the processor time of the first"] if alone else reasons
     found = [_drifts(samples[0] / other, both=True) for other in samples[1:]]
     return reasons + [f"drift: the ratio to network {k} changed by {value:.2f} times from the first fifth of the rounds to the last" for k, value in enumerate(found, 1) if value]
 
@@ -142,7 +143,7 @@ def judge(
     if not stable:
         reasons.append("the outputs changed between the first run and the last")
     if count:
-        reasons += _drift_reasons(samples)
+        reasons += _drift_reasons(samples, cpu)
         busy = float(np.median(samples / np.maximum(cpu, 1e-9)))
         if busy > BUSY_LIMIT:
             reasons.append(f"warning: other programs used the core; wall time was {busy:.2f} times the processor time")

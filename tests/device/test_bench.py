@@ -41,8 +41,11 @@ class ScaleTask(Task):
     def example(self, batch=1):
         return torch.zeros(batch, 4)
 
+    def size(self, split):
+        return {"val": 10, "test": 20}[split]
 
-for _name in ("size", "batches", "steps", "inputs", "loss", "distill_loss", "evaluate"):
+
+for _name in ("batches", "steps", "inputs", "loss", "distill_loss", "evaluate"):
     setattr(ScaleTask, _name, lambda self: None)
 
 
@@ -77,6 +80,7 @@ def test_bench_writes_its_three_files(project):
     assert len(saved["samples_ms"]) == len(saved["dense"]["samples_ms"]) == len(saved["original"]["samples_ms"]) == 10
     assert min(saved["samples_ms"]) >= 0.1
     assert min(saved["dense"]["samples_ms"]) >= 0.3
+    assert saved["task"] == {"metric": "metric", "samples": {"val": 10, "test": 20}}
     assert saved["overrides"] == {"bench.runs": 10}
     assert saved["device"]["fingerprint"] == read_json("probe/device.json")["fingerprint"]
     assert read_json("bench/metrics.json")["latency_ms"] == saved["stats"]["median"]

@@ -54,7 +54,7 @@ def made(tmp_path, valid=True, reasons=()):
     paths = [tmp_path / f"{k}.so" for k in range(3)]
     for path in paths:
         path.write_bytes(b"elf")
-    manifest = kernels(("a", "punched")) | {"target": {"triple": "x86_64", "mcpu": "znver4", "threads": 1}, "tvm": "0.27", "macs": 5}
+    manifest = kernels(("a", "punched")) | {"target": {"triple": "x86_64", "mcpu": "znver4", "threads": 1}, "tvm": "0.27", "macs": 5, "inputs": [{"shape": [1, 4]}]}
     samples = ((1.0,) * 10, (2.0,) * 10, (3.0,) * 10)
     measured = Measurement(samples, (), (0.1,) * 3, (0.2,) * 3, samples, (1,), (), valid, tuple(reasons))
     check = {"max_abs_err": 1e-6, "max_abs_output": 3.0, "tolerance": 1e-3}

@@ -117,6 +117,9 @@ def test_without_a_reference_slowing_down_is_invalid():
     valid, reasons = judged([np.linspace(1.0, 1.5, 100) * noisy(1)])
     assert not valid
     assert reasons[0].startswith("drift: the last fifth")
+    valid, reasons = judged([np.linspace(1.0, 1.5, 100) * noisy(1)], cpu=[noisy(1)])  # only waiting for the core grew
+    assert valid
+    assert all(r.startswith("warning:") for r in reasons)
 
 
 def test_too_few_runs():
