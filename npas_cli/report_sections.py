@@ -236,4 +236,4 @@ def replacements(run: Run) -> str:
     steps = [("before", "before"), ("untuned", "replaced, not yet tuned"), ("after", "fine-tuned")]
     effect = table(["", f"{run.metric} val %", "median ms"], [[name, percent(accuracy.get(k, {}).get("val")), ms(latency.get(k))] for k, name in steps])
     listed = table(["layer", "before", "after"], [[f"<code>{esc(r['layer'])}</code>", esc(r["before"]), esc(r["after"])] for r in found], left=3) if found else "<p>None was needed.</p>"
-    return section(title, f"{effect}<details open><summary>{len(found)} replacements</summary>{listed}</details>", "Exponential activations and gates became piecewise-linear ones; one fine-tuning won the accuracy back.")
+    return section(title, f"{effect}<details{' open' if len(found) <= 12 else ''}><summary>{len(found)} replacements</summary>{listed}</details>", "Exponential activations and gates became piecewise-linear ones; one fine-tuning won the accuracy back.")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 FILES = (Path("compile/host/model.so"), Path("compile/host/dense.so"), Path("compile/host/original.so"))
 CHECKPOINTS = ("search_pruner/weights.pt", "replace_ops/model.pt", "pretrain/model.pt")
+SCHEME = Path("search_scheme/scheme.json")
 PROFILE_RUNS = 30
 
 
@@ -40,7 +41,7 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
         measured = device.measure(FILES, [x], protocol)
         kernel_ms = [device.profile(path, [x], PROFILE_RUNS, replace(protocol, warmup_seconds=0.2)) for path in FILES]  # the core is warm already
     networks = [record.Compiled(*values) for values in zip(FILES, manifests, kernel_ms, strict=True)]
-    document = record.build(config.task.model, networks, measured, protocol, identity, checks, sha256("search_scheme/scheme.json"))
+    document = record.build(config.task.model, networks, measured, protocol, identity, checks, sha256(SCHEME) if SCHEME.exists() else None)
     document |= {"task": {"metric": task.metric_name, "samples": {split: task.size(split) for split in ("val", "test")}}, "config": {"bench": plain(c)}} | ({"overrides": plain(overrides)} if overrides else {})
     write_json("bench/latency.json", document)
     write_json("bench/metrics.json", record.metrics(document))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
+import time
 
 import numpy as np
 import psutil
@@ -131,6 +133,16 @@ def test_a_model_that_hangs_is_killed(folder):
         HostDevice().measure([hangs], [X], TimingProtocol(runs=50, warmup=0, warmup_seconds=0, timeout_seconds=1.0))
     running = [p.info["cmdline"] or [] for p in psutil.process_iter(["cmdline"])]
     assert not any("hangs.so" in word for words in running for word in words)
+
+
+def test_the_runner_dies_with_its_parent(folder):
+    hangs = build(folder, "orphan", c_source(body="for (;;) sleep(1);"))
+    code = f"import numpy; from stages.devices import HostDevice; HostDevice().outputs(['{hangs}'], [numpy.zeros((1, 4), 'float32')])"
+    parent = psutil.Popen([sys.executable, "-c", code])
+    child = next(c for _ in range(600) for c in [*parent.children(), time.sleep(0.05)] if c and "orphan.so" in " ".join(c.cmdline()) and "--describe" not in c.cmdline())
+    parent.kill()
+    parent.wait()
+    assert psutil.wait_procs([child], timeout=10)[1] == []
 
 
 def test_a_slow_model_that_reports_is_not_killed(folder):
