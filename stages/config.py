@@ -111,12 +111,13 @@ class SearchPruner:
     distill: str = tunable("both", "race with and without distillation from the dense network: both, yes, no", choices=("both", "yes", "no"))
     race_epochs: int = tunable(2, "epochs of each entry of the race", low=1)
     epochs: int = tunable(12, "epochs of the winner, from the dense weights to the end", low=1, duration=True)
+    prune_share: float = tunable(0.5, "share of the epochs in which gradual and admm reach the scheme; the rest retrains what stays", low=0, high=1)
     lr: float = tunable(0.003, "peak learning rate (AdamW, one-cycle cosine)", low=0)
     weight_decay: float = tunable(0.02, "AdamW weight decay", low=0)
     distill_weight: float = tunable(0.7, "weight of the distillation loss", low=0, high=1)
     temperature: float = tunable(3.0, "softmax temperature of the distillation (Hinton et al. 2015)", low=0.1)
     admm_rho: float = tunable(0.0001, "ADMM penalty at the start (YOLObile: 1e-4)", low=0)
-    admm_stages: int = tunable(4, "times that rho is raised tenfold (YOLObile: 4)", low=1)
+    admm_stages: int = tunable(4, "values of rho, each ten times the last (YOLObile: 4)", low=1)
     seed: int = tunable(0, "seed of shuffling", low=0)
 
 
