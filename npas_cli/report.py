@@ -49,7 +49,7 @@ class Run:
     def _accuracies(self) -> dict[str, Document | None]:
         reached = self.replace["accuracy"] if self.replace else {}
         original = self.pretrain["accuracy"] if self.pretrain else reached.get("before")
-        return {"original": original, "replaced": reached.get("after"), "pruned": self.pruner["accuracy"] if self.pruner else None}
+        return {"original": original, "replaced": reached.get("after"), "pruned": self.pruner["accuracy"]["pruned"] if self.pruner else None}
 
     def accuracy(self, network: str, split: str = "") -> float | None:
         """Fraction 0..1 of "original", "replaced" or "pruned"; None when it isn't known."""

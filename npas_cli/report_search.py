@@ -153,24 +153,18 @@ def race(run: Run) -> str:
     title = "Race of the pruning algorithms"
     if run.pruner is None:
         return section(title, missing("pruner"))
-    entries, winner = run.pruner["race"], run.pruner["winner"]
-    order = sorted(entries, key=lambda e: -(e["accuracy"] or 0))
-    best = order[0]["accuracy"]
-    body = table(["entry", "", f"{run.metric} val %", "points to the winner"], [entrant(e, winner, best) for e in order], left=2, cls="race")
-    colours = {name: f"c{i % 6}" for i, name in enumerate(dict.fromkeys(e["algorithm"] for e in entries))}
-    curves = [Series(e["entry"], curve(e["curve"]), colours[e["algorithm"]] + " dashed" * e["distill"], dots=True) for e in order]
+    scores, failed, winner = run.pruner["race"], run.pruner.get("failed", {}), run.pruner["winner"]
+    order = sorted(scores, key=lambda entry: -scores[entry])
+    rows = [[f"<b>{esc(e)}</b>" if e == winner else esc(e), "winner" if e == winner else "", percent(scores[e]), signed(100 * (scores[e] - scores[winner]))] for e in order]
+    rows += [[esc(entry), f"failed: {esc(error)}", DASH, DASH] for entry, error in failed.items()]
+    body = table(["entry", "", f"{run.metric} val %", "points to the winner"], rows, left=2)
+    algorithms = [entry.removesuffix("+distill") for entry in order]
+    colours = {name: f"c{i % 6}" for i, name in enumerate(sorted(set(algorithms)))}
+    curves = [Series(e, curve(run.pruner["curves"][e]), colours[name] + " dashed" * (e != name), dots=True) for e, name in zip(order, algorithms, strict=True)]
     body += lines(curves, "epoch of the race", f"{run.metric} val (%)", title) if any(len(c.points) > 1 for c in curves) else ""
-    final = curve(run.pruner["curve"])
+    final = curve(run.pruner["history"])
     body += lines([Series(f"{winner}, to the end", final, "c0", dots=True)], "epoch", f"{run.metric} val (%)", "training of the winner") if len(final) > 1 else ""
     return section(title, body, "Each entry pruned to the same scheme from the same dense weights; the winner was then trained to the end. Dashed: with distillation.")
-
-
-def entrant(e: Mapping[str, Any], winner: str, best: float) -> list[str]:
-    """One row of the race; a failed entry says why."""
-    name = f"<b>{esc(e['entry'])}</b>" if e["entry"] == winner else esc(e["entry"])
-    if e["accuracy"] is None:
-        return [name, f"failed: {esc(e['error'])}", DASH, DASH]
-    return [name, "winner" if e["entry"] == winner else "", percent(e["accuracy"]), signed(100 * (e["accuracy"] - best))]
 
 
 def curve(rows: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:

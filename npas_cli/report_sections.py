@@ -154,6 +154,7 @@ def scheme_map(run: Run) -> str:
     body = [layer_cells(i, name, entry, shape, run) for i, (name, entry, shape) in enumerate(layers, 1)]
     head = ["#", "layer", "operation", "scheme", "weights", "kept", "MACs", "kept", ""]
     note = "Every layer that can be pruned, in network order; colour tells the scheme, a stronger colour a higher rate. Kept MACs are those of the compiled network."
+    note += f" In all {count(run.pruner['kept_weights'])} of {count(run.pruner['weights'])} weights stay." if run.pruner else ""
     return section(title, f'<ul class="legend">{key}</ul><div class="strip">{strip}</div>{table(head, body, left=4, cls="layers")}', note)
 
 

@@ -87,9 +87,10 @@ def documents(layers=18, trials=30, ratio=0.45, budget_ms=None, budget_ratio=0.5
     }  # fmt: skip
     score = {"val": 0.989, "test": 0.978}
     curve = [{"epoch": n + 1, "loss": 1.0 / (n + 1), "accuracy": 0.9 + 0.02 * n - 0.001 * n * n} for n in range(4)]
-    race = [{"entry": e, "algorithm": e.split("+")[0], "distill": "+" in e, "accuracy": a, "curve": [r | {"accuracy": r["accuracy"] + a - 0.96} for r in curve], "error": ""}
-            for e, a in (("magnitude", 0.948), ("magnitude+distill", 0.955), ("gradual", 0.951), ("admm", 0.957), ("admm+distill", 0.966))]  # fmt: skip
-    race.append({"entry": "gradual+distill", "algorithm": "gradual", "distill": True, "accuracy": None, "curve": [], "error": "ValueError: loss is not finite"})
+    race = {"magnitude": 0.948, "magnitude+distill": 0.955, "gradual": 0.951, "admm": 0.957, "admm+distill": 0.966}
+    curves = {entry: [r | {"accuracy": r["accuracy"] + a - 0.96} for r in curve] for entry, a in race.items()}
+    pruner = {"metric": "top1", "accuracy": {"dense": {"val": 0.987, "test": 0.981}, "pruned": {"val": 0.982, "test": 0.972}}, "winner": "admm+distill", "race": race,
+              "failed": {"gradual+distill": "ValueError: loss is not finite"}, "weights": 600_000, "kept_weights": 188_000, "sparsity": 0.687, "curves": curves, "history": curve}  # fmt: skip
     best = {"accuracy": 0.975, "latency_ms": 0.44, "dense_ms": 0.95, "budget_ms": limit}
     return {
         "bench/latency.json": bench,
@@ -102,7 +103,7 @@ def documents(layers=18, trials=30, ratio=0.45, budget_ms=None, budget_ratio=0.5
         "search_scheme/scheme.json": {"target": "host", "budget": {"ms": budget_ms, "ratio": budget_ratio if budget_ms is None else None}, "layers": scheme, "coupled": [], "config": search_config},
         "search_scheme/metrics.json": best | {"metric": "top1", "trials": trials, "config": search_config},
         "search_scheme/trials.json": {"metric": "top1", "budget_ms": limit, "dense_ms": 0.95, "trials": trials_of(trials, choices, generator), "config": search_config},
-        "search_pruner/metrics.json": {"metric": "top1", "accuracy": {"val": 0.982, "test": 0.972}, "winner": "admm+distill", "race": race, "curve": [r | {"epoch": r["epoch"]} for r in curve]},
+        "search_pruner/metrics.json": pruner,
         "compile/host/manifest.json": {"kernels": kernels, "macs": 9_100_000, "macs_dense": 41_000_000},
     }  # fmt: skip
 

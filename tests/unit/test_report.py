@@ -104,8 +104,10 @@ def test_every_layer_scheme_kernel_trial_and_entry_is_there(make):
         assert layer["name"] in text
         assert ms(layer["dense_ms"]) in text
         assert layer["kernel"] is None or layer["kernel"] in text
-    for entry in artifacts["search_pruner/metrics.json"]["race"]:
-        assert entry["entry"] in text
+    for entry, accuracy in artifacts["search_pruner/metrics.json"]["race"].items():
+        assert entry in text
+        assert f"{100 * accuracy:.1f}" in text
+    assert "188 k of 600 k weights stay" in text
     assert "loss is not finite" in text
     for trial in artifacts["search_scheme/trials.json"]["trials"]:
         assert (f"trial {trial['trial']}:" in text) is (trial["latency_ms"] is not None)
@@ -165,7 +167,7 @@ def test_hostile_names_are_escaped(make):
     artifacts["bench/latency.json"]["device"] |= {"soc": evil, "os_build": evil}
     artifacts["bench/latency.json"]["reasons"] = [evil]
     artifacts["bench/latency.json"]["overrides"] = {evil: evil}
-    artifacts["search_pruner/metrics.json"]["race"][0] |= {"entry": evil}
+    artifacts["search_pruner/metrics.json"]["failed"] = {evil: evil}
     artifacts["search_scheme/trials.json"]["trials"][0]["state"] = evil
     for field in ("search_scheme/trials.json", "search_pruner/metrics.json"):
         artifacts[field]["metric"] = evil
@@ -226,7 +228,7 @@ def test_an_invalid_measurement_and_an_emulated_device_are_said(make):
 
 def test_validation_accuracy_where_no_test_split_is(make):
     artifacts = copy.deepcopy(documents())
-    del artifacts["search_pruner/metrics.json"]["accuracy"]["test"]
+    del artifacts["search_pruner/metrics.json"]["accuracy"]["pruned"]["test"]
     result, page = make(artifacts)
     assert [row["top1"] for row in result["rows"]] == [0.989, 0.987, 0.982]
     assert "top1 val %" in page
