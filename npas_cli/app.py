@@ -96,7 +96,7 @@ def _one_budget(loaded: config.Loaded) -> None:
 @contextlib.contextmanager
 def _watched(screen: ui.Screen, verbose: int) -> Iterator[None]:
     """What a stage prints goes to stderr, for stdout carries the result only; the bar ends whatever happens."""
-    logging.basicConfig(level=(logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)], stream=sys.stderr, format="%(name)s: %(message)s")
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, stream=sys.stderr, format="%(name)s: %(message)s")
     started = time.monotonic()
     with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
         if not verbose:

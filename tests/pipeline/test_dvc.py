@@ -31,10 +31,7 @@ def outs(stage: str, *kinds: str) -> list[str]:
 
 
 def source(command: Command) -> Path:
-    path = walk.ROOT / f"{command.entry.replace('.', '/')}.py"
-    if not path.exists():
-        pytest.skip("no such stage yet")
-    return path
+    return walk.ROOT / f"{command.entry.replace('.', '/')}.py"
 
 
 def covers(dep: str, file: str) -> bool:
