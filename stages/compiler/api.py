@@ -24,7 +24,8 @@ from stages.compiler.select import select
 from stages.compiler.shrink import shrink
 from stages.compiler.target import Target, resolve
 from stages.errors import UsageError
-from stages.graph import Graph, trace
+from stages.graph.layer import Graph
+from stages.graph.tracing import trace
 from stages.schemes.scheme import Scheme
 from stages.schemes.verify import check_zeros
 

@@ -18,7 +18,16 @@ _OPERANDS = ("x", "e0", "e1", "e2", "w", "b", "ptr", "idx", "y")  # as in kernel
 _EXPORTS = "{ global: npas_manifest; npas_workspace_bytes; npas_run; npas_profile; local: *; };\n"
 
 
-def link(kernels: Sequence[Kernel], names: Sequence[str], objects: Mapping[str, Path], plan: Plan, blob: bytes, places: Sequence[Mapping[str, int]], manifest: str, path: Path) -> None:
+def link(
+    kernels: Sequence[Kernel],
+    names: Sequence[str],
+    objects: Mapping[str, Path],
+    plan: Plan,
+    blob: bytes,
+    places: Sequence[Mapping[str, int]],
+    manifest: str,
+    path: Path,
+) -> None:
     """Write the shared library ``path``. ``names`` are the kernels' symbols, ``objects`` their object files by symbol, ``places`` the offsets of their arrays in ``blob``."""
     with tempfile.TemporaryDirectory(prefix="npas-link-") as folder:
         work = Path(folder)
@@ -59,7 +68,10 @@ def _embedded(symbol: str, file: str) -> str:
 
 
 def _source(names: Sequence[str], rows: Sequence[str], workspace: int) -> str:
-    declarations = [f"extern void {n}(const void *, const void *, const void *, const void *, const void *, const void *, const void *, const void *, void *);" for n in names]
+    declarations = [
+        f"extern void {n}(const void *, const void *, const void *, const void *, const void *, const void *, const void *, const void *, void *);"
+        for n in names
+    ]
     return "\n".join(
         [
             '#include "npas_run.c"',
@@ -89,4 +101,6 @@ def _run_linker(work: Path, objects: Sequence[str]) -> None:
     done = subprocess.run([*linker(), *flags, "model.c", *objects, "-o", "model.so"], cwd=work, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines()
-        raise NpasError(f"The linker '{' '.join(linker())}' failed: {lines[-1] if lines else 'no message'}", "Install a C compiler (cc), or the ziglang package.")
+        raise NpasError(
+            f"The linker '{' '.join(linker())}' failed: {lines[-1] if lines else 'no message'}", "Install a C compiler (cc), or the ziglang package."
+        )

@@ -28,9 +28,7 @@ def lower(graph: Graph, tensors: Mapping[str, np.ndarray], scheme: Scheme) -> Pr
     """The Program of ``graph`` with weights from ``tensors`` (state_dict names). Raises UnsupportedOperator for what no rule below can express."""
     lowering = _Lowering(graph, {**tensors, **graph.constants}, scheme)
     for layer in graph:
-        rule = _RULES.get(layer.op)
-        if rule is None:
-            lowering.refuse(layer, layer.target or layer.op)
+        rule = _RULES.get(layer.op, _unknown)
         rule(lowering, layer)
     return lowering.finish()
 
@@ -45,7 +43,8 @@ class _Lowering:
 
     def refuse(self, layer: Layer, operator: str) -> None:
         raise UnsupportedOperator(
-            f"npas can't compile the operator '{operator}' of layer '{layer.name}'.", "Add a rule to stages/compiler/lower.py, and a kernel to stages/compiler/kernels/ if none fits."
+            f"npas can't compile the operator '{operator}' of layer '{layer.name}'.",
+            "Add a rule to stages/compiler/lower.py, and a kernel to stages/compiler/kernels/ if none fits.",
         )
 
     def value(self, name: str, shape: tuple[int, ...], layer: Layer) -> str:
@@ -91,6 +90,10 @@ def drop_unread(program: Program) -> Program:
             needed.update(step.inputs)
     written = {name for step in kept for name in (*step.inputs, step.output)}
     return Program(tuple(reversed(kept)), {k: v for k, v in program.values.items() if k in written}, program.inputs, program.outputs)
+
+
+def _unknown(lo: _Lowering, layer: Layer) -> None:
+    lo.refuse(layer, layer.target or layer.op)
 
 
 def _input(lo: _Lowering, layer: Layer) -> None:
@@ -142,7 +145,9 @@ def _linear(lo: _Lowering, layer: Layer) -> None:
     lo.add(layer, Step(layer.name, "conv", (source.name,), out, attrs, shaped, shift, module=layer.module, scheme=lo.scheme[layer.module], macs=layer.macs))
 
 
-def _elementwise(lo: _Lowering, layer: Layer, source: Ref, item: tuple[object, ...], *operands: str, scale: np.ndarray | None = None, shift: np.ndarray | None = None) -> None:
+def _elementwise(
+    lo: _Lowering, layer: Layer, source: Ref, item: tuple[object, ...], *operands: str, scale: np.ndarray | None = None, shift: np.ndarray | None = None
+) -> None:
     out = lo.value(layer.name, lo.values[source.value].shape, layer)
     attrs = {} if scale is None else {"scale": scale, "shift": shift}
     lo.add(layer, Step(layer.name, "elementwise", (source.value, *operands), out, attrs, epilogue=(item,)), source.form)
@@ -305,7 +310,9 @@ def _shuffle(lo: _Lowering, layer: Layer, ref: Ref) -> None:
         _copy(lo, layer, ref.value, out, (each, h, w), ((g * each, 1), (0, 1), (0, 1)), ((g, ref.groups), (0, 1), (0, 1)), first=g == 0)
 
 
-def _copy(lo: _Lowering, layer: Layer, source: str, out: str, counts: tuple[int, ...], read: tuple, write: tuple, first: bool = True, fill: float | None = None) -> None:
+def _copy(
+    lo: _Lowering, layer: Layer, source: str, out: str, counts: tuple[int, ...], read: tuple, write: tuple, first: bool = True, fill: float | None = None
+) -> None:
     attrs = {"counts": counts, "source": read, "target": write, "first": first, "fill": fill}
     lo.add(layer, Step(layer.name, "copy", (source,), out, attrs))
 

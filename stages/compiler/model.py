@@ -54,13 +54,19 @@ class CompiledModel:
     def save(self, path: str | Path) -> Path:
         """Copy the library to ``path``, atomically."""
         content = self.path.read_bytes()
-        return write_atomic(path, lambda temporary: temporary.write_bytes(content) and None)
+
+        def write(temporary: Path) -> None:
+            temporary.write_bytes(content)
+
+        return write_atomic(path, write)
 
     def _checked(self, inputs: tuple[np.ndarray, ...]) -> list[np.ndarray]:
         expected = [tuple(i["shape"]) for i in self.manifest["inputs"]]
         found = [tuple(np.shape(x)) for x in inputs]
         if found != expected:
-            raise UsageError(f"The compiled network takes inputs of shapes {expected}, not {found}.", "Shapes, the batch included, are fixed when the network is compiled.")
+            raise UsageError(
+                f"The compiled network takes inputs of shapes {expected}, not {found}.", "Shapes, the batch included, are fixed when the network is compiled."
+            )
         return [np.ascontiguousarray(x, np.float32) for x in inputs]
 
     def _outputs(self) -> list[np.ndarray]:

@@ -22,7 +22,9 @@ def select(step: Step, layouts: Mapping[str, Layout], target: Target) -> Kernel:
         kernel = _module(rule).build(placed, step.scheme, target)
         if kernel is not None:
             return kernel
-    raise UnsupportedOperator(f"No kernel runs the operation '{step.op}' of layer '{step.name}'.", "Add a rule to stages/compiler/kernels/ and name it in stages/compiler/select.py.")
+    raise UnsupportedOperator(
+        f"No kernel runs the operation '{step.op}' of layer '{step.name}'.", "Add a rule to stages/compiler/kernels/ and name it in stages/compiler/select.py."
+    )
 
 
 def emit(kernel: Kernel, name: str, target: Target) -> Any:

@@ -41,7 +41,9 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     n, c, h, w = out.shape
     pixels = _pixels(w, kh * kw, target)
     spec = Spec((n, h, w), (origin, source.image, source.row, source.pitch), out, further, (kh, kw), attrs["stride"], attrs["dilation"], pixels, step.epilogue)
-    return Kernel("depthwise", spec, step, _pack(step.weight, step.bias, out.pitch), f"1x{pixels} pixels", c * kh * kw * n * h * w, "depthwise: one filter a channel")
+    return Kernel(
+        "depthwise", spec, step, _pack(step.weight, step.bias, out.pitch), f"1x{pixels} pixels", c * kh * kw * n * h * w, "depthwise: one filter a channel"
+    )
 
 
 def _pixels(width: int, weights: int, target: Target) -> int:
@@ -107,13 +109,5 @@ def _tile(o: Any, spec: Spec, weights: _Weights, pixel: tuple[Any, Any, Any], pi
                 p, rest = divmod(column - col * dw, sw)
                 if rest == 0 and 0 <= p < pixels:
                     sums[p] = T.Bind(sums[p] + value * taps[col])
-    operands = (o.e0, o.e1, o.e2)
     for p in range(pixels):
-
-        def offset(view: View, p: int = p) -> Any:
-            return n * view[1] + y * view[2] + x * view[3] + (view[0] + p * view[3]) + channel
-
-        def operand(k: int, offset: Any = offset) -> Any:
-            return operands[k][tir.at(offset(spec.extras[k]), lanes)]
-
-        tir.store(o.y, offset(spec.out.view), epilogue.apply(spec.epilogue, sums[p], lanes, operand), lanes)
+        epilogue.finish(o, sums[p], spec.epilogue, epilogue.Place((n, y, x + p), channel, lanes), spec.out.view, spec.extras)

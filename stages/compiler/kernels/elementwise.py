@@ -56,24 +56,12 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
 
     def body(o: Any) -> None:
         tir.zero_frame(o.y, spec.out, target.narrow)
-        operands = (o.e0, o.e1, o.e2)
         n_, h_, w_ = spec.dims
         with T.serial(0, n_) as n, T.serial(0, h_) as i, T.serial(0, w_) as j:
             for first, count, lanes, vectors in tir.blocks(spec.out.pitch, target.narrow, 4):
                 with T.serial(0, count) as block:
-                    channel = T.Bind(block * (lanes * vectors) + first)
                     for v in range(vectors):
-
-                        def offset(view: View, v: int = v, channel: Any = channel, lanes: int = lanes) -> Any:
-                            return n * view[1] + i * view[2] + j * view[3] + (view[0] + v * lanes) + channel
-
-                        def operand(k: int, offset: Any = offset, lanes: int = lanes) -> Any:
-                            return operands[k][tir.at(offset(spec.extras[k]), lanes)]
-
-                        def channelwise(v: int = v, channel: Any = channel, lanes: int = lanes) -> tuple[Any, Any]:
-                            return o.w[tir.at(channel + v * lanes, lanes)], o.b[tir.at(channel + v * lanes, lanes)]
-
-                        value = o.x[tir.at(offset(spec.x), lanes)]
-                        tir.store(o.y, offset(spec.y), epilogue.apply(spec.epilogue, value, lanes, operand, channelwise), lanes)
+                        place = epilogue.Place((n, i, j), block * (lanes * vectors) + (first + v * lanes), lanes)
+                        epilogue.finish(o, o.x[place.index(spec.x)], spec.epilogue, place, spec.y, spec.extras)
 
     return tir.function(name, body)

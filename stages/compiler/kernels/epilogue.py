@@ -4,20 +4,57 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from stages.compiler.ir import Epilogue
-from stages.compiler.kernels.tir import T, splat, tirx
+from stages.compiler.ir import Epilogue, View
+from stages.compiler.kernels.tir import T, at, splat, tirx
+
+COSTLY = frozenset({"sigmoid", "silu", "tanh", "gelu", "mish", "elu", "softplus"})
 
 
-def apply(items: Epilogue, value: Any, lanes: int, operand: Callable[[int], Any], channelwise: Callable[[], tuple[Any, Any]] | None = None) -> Any:
+def costly(items: Epilogue) -> bool:
+    """Whether the epilogue is so long that it belongs in a loop of its own, not once for every accumulator."""
+    return any(item[0] in COSTLY for item in items)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one vector of results belongs: ``pixel`` (image, row, column), first ``channel``, ``lanes`` channels."""
+
+    pixel: tuple[Any, Any, Any]
+    channel: Any
+    lanes: int
+
+    def offset(self, view: View) -> Any:
+        """The place in a buffer that is walked by ``view``."""
+        n, y, x = self.pixel
+        return n * view[1] + y * view[2] + x * view[3] + view[0] + self.channel
+
+    def index(self, view: View) -> Any:
+        """The index of the whole vector."""
+        return at(self.offset(view), self.lanes)
+
+
+def finish(o: Any, value: Any, items: Epilogue, place: Place, y: View, extras: tuple[View, ...]) -> None:
+    """Apply the epilogue to one vector of results, with the further operands at the same place, and store it."""
+    operands = (o.e0, o.e1, o.e2)
+
+    def channelwise() -> tuple[Any, Any]:
+        index = at(place.channel, place.lanes)
+        return o.w[index], o.b[index]
+
+    result = apply(items, value, place.lanes, lambda k: operands[k][place.index(extras[k])], channelwise)
+    T.buffer_store(o.y, result, [place.index(y)])
+
+
+def apply(items: Epilogue, value: Any, lanes: int, operand: Callable[[int], Any], channelwise: Callable[[], tuple[Any, Any]]) -> Any:
     """``value`` (a vector of ``lanes`` floats) after every item. ``operand(k)`` loads the k-th further operand's vector, ``channelwise()`` the (scale, shift) of "affine"."""
     for item in items:
         name = item[0]
         if name in _BINARY:
             value = _BINARY[name](value, operand(item[1]))
         elif name == "affine":
-            assert channelwise is not None
             scale, shift = channelwise()
             value = value * scale + shift
         else:
@@ -48,6 +85,7 @@ def _leaky_relu(v: Any, lanes: int, slope: float) -> Any:
 
 
 def _horner(v: Any, lanes: int, coefficients: tuple[float, ...]) -> Any:
+    """The polynomial with these coefficients, highest power first."""
     result = splat(coefficients[0], lanes)
     for c in coefficients[1:]:
         result = result * v + splat(c, lanes)
@@ -104,7 +142,7 @@ def _softplus(v: Any, lanes: int, beta: float, threshold: float) -> Any:
     u = _exp(tirx.min(b, splat(0, lanes) - b), lanes)  # log(1 + e^b) = max(b, 0) + log1p(e^-|b|); log1p(u) = 2 atanh(u / (2 + u))
     s = T.Bind(u / (splat(2, lanes) + u))
     series = _horner(T.Bind(s * s), lanes, (2 / 13, 2 / 11, 2 / 9, 2 / 7, 2 / 5, 2 / 3, 2.0))
-    smooth = (tirx.max(b, splat(0, lanes)) + s * series) * splat(1 / beta, lanes)
+    smooth = T.Bind((tirx.max(b, splat(0, lanes)) + s * T.Bind(series)) * splat(1 / beta, lanes))
     return tirx.Select(b > splat(threshold, lanes), v, smooth)
 
 

@@ -150,14 +150,13 @@ def _micro(o: Any, spec: Spec, block: tuple[int, int], pixel: tuple[Any, Any, An
             value = T.Bind(T.broadcast(value, lanes) if lanes > 1 else value)
             for v in range(vectors):
                 T.buffer_store(acc, acc[slot(p, v)] + value * weights[v], [slot(p, v)])
-    operands = (o.e0, o.e1, o.e2)
+    late = epilogue.costly(spec.epilogue)
     for p, (r, c) in enumerate(places):
         for v in range(vectors):
-
-            def offset(view: View, r: int = r, c: int = c, v: int = v) -> Any:
-                return n * view[1] + y * view[2] + x * view[3] + (view[0] + r * view[2] + c * view[3] + v * lanes) + channel
-
-            def operand(k: int, offset: Any = offset) -> Any:
-                return operands[k][tir.at(offset(spec.extras[k]), lanes)]
-
-            tir.store(o.y, offset(spec.y), epilogue.apply(spec.epilogue, acc[slot(p, v)], lanes, operand), lanes)
+            place = epilogue.Place((n, y + r, x + c), channel + v * lanes, lanes)
+            epilogue.finish(o, acc[slot(p, v)], () if late else spec.epilogue, place, spec.y, spec.extras)
+    if late:  # the results are still in the first-level cache
+        with T.serial(0, block[0]) as r, T.serial(0, block[1]) as c:
+            for v in range(vectors):
+                place = epilogue.Place((n, y + r, x + c), channel + v * lanes, lanes)
+                epilogue.finish(o, o.y[place.index(spec.y)], spec.epilogue, place, spec.y, spec.extras)

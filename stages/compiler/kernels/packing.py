@@ -46,7 +46,7 @@ def _kept(mask: np.ndarray, quantum: int) -> np.ndarray:
     """(o, positions) -> (o / quantum, positions): whether any of ``quantum`` consecutive filters keeps the position."""
     padded = np.zeros((-(-len(mask) // quantum) * quantum, mask.shape[1]), bool)
     padded[: len(mask)] = mask
-    return padded.reshape(-1, quantum, mask.shape[1]).any(1)
+    return np.asarray(padded.reshape(-1, quantum, mask.shape[1]).any(1))
 
 
 def _sizes(filters: int, target: Target) -> list[int]:

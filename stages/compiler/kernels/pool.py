@@ -72,11 +72,11 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
     return tir.function(name, body)
 
 
-def _window(o: Any, spec: Spec, rows: Run, cols: Run, place: tuple[Any, Any, Any], channel: Any, lanes: int, vectors: int) -> None:
+def _window(o: Any, spec: Spec, rows: Run, cols: Run, output: tuple[Any, Any, Any], channel: Any, lanes: int, vectors: int) -> None:
     """One output pixel of one block of channels."""
     from stages.compiler.kernels import epilogue, tir
 
-    T, (n, i, j), highest = tir.T, place, spec.kind == "max"
+    T, (n, i, j), highest = tir.T, output, spec.kind == "max"
     origin, image, row, pixel = spec.x
     corner = T.Bind(n * image + i * (rows[3] * row) + j * (cols[3] * pixel) + (origin + rows[2] * row + cols[2] * pixel) + channel)
     acc = T.alloc_buffer((vectors * lanes,), "float32", scope="local")
@@ -96,15 +96,8 @@ def _window(o: Any, spec: Spec, rows: Run, cols: Run, place: tuple[Any, Any, Any
     else:
         with T.serial(0, rows[4]) as y, T.serial(0, cols[4]) as x:
             take(y * row + x * pixel)
-    operands = (o.e0, o.e1, o.e2)
     for v in range(vectors):
-
-        def offset(view: View, v: int = v) -> Any:
-            return n * view[1] + (i + rows[0]) * view[2] + (j + cols[0]) * view[3] + (view[0] + v * lanes) + channel
-
-        def operand(k: int, offset: Any = offset) -> Any:
-            return operands[k][tir.at(offset(spec.extras[k]), lanes)]
-
         value = acc[tir.at(v * lanes, lanes)]
         mean = value if highest else value * tir.splat(1.0 / (rows[5] * cols[5]), lanes)
-        tir.store(o.y, offset(spec.out.view), epilogue.apply(spec.epilogue, mean, lanes, operand), lanes)
+        place = epilogue.Place((n, i + rows[0], j + cols[0]), channel + v * lanes, lanes)
+        epilogue.finish(o, mean, spec.epilogue, place, spec.out.view, spec.extras)

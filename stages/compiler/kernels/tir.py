@@ -16,21 +16,28 @@ from tvm.tirx.compilation_pipeline import finalize_device_passes
 from stages.compiler.ir import Layout
 
 # Every kernel has this C signature; operands it doesn't use are null. x: input; e0..e2: further activations; w, b: packed weights, bias; ptr, idx: sparsity; y: output.
-OPERANDS = (("x", "float32"), ("e0", "float32"), ("e1", "float32"), ("e2", "float32"), ("w", "float32"), ("b", "float32"), ("ptr", "int32"), ("idx", "int32"), ("y", "float32"))
+OPERANDS = (
+    ("x", "float32"),
+    ("e0", "float32"),
+    ("e1", "float32"),
+    ("e2", "float32"),
+    ("w", "float32"),
+    ("b", "float32"),
+    ("ptr", "int32"),
+    ("idx", "int32"),
+    ("y", "float32"),
+)
 _UNBOUNDED = 1 << 30  # the buffers' sizes are the planner's concern
 
 
 def function(name: str, body: Callable[[SimpleNamespace], None], unaligned: tuple[str, ...] = ()) -> Any:
     """The PrimFunc ``name`` whose statements ``body(operands)`` emits. ``unaligned`` names operands that are the caller's memory: no alignment beyond a float's."""
-    with IRBuilder() as builder:
-        with T.prim_func(s_tir=True):
-            T.func_name(name)
-            T.func_attr({"global_symbol": name, "tirx.noalias": True})
-            pointers = [T.arg(n, T.ptr(dtype)) for n, dtype in OPERANDS]  # all arguments come before any buffer
-            buffers = {
-                n: T.decl_buffer((_UNBOUNDED,), dtype, data=p, align=4 if n in unaligned else 0) for (n, dtype), p in zip(OPERANDS, pointers, strict=True)
-            }
-            body(SimpleNamespace(**buffers))
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name(name)
+        T.func_attr({"global_symbol": name, "tirx.noalias": True})
+        pointers = [T.arg(n, T.ptr(dtype)) for n, dtype in OPERANDS]  # all arguments come before any buffer
+        buffers = {n: T.decl_buffer((_UNBOUNDED,), dtype, data=p, align=4 if n in unaligned else 0) for (n, dtype), p in zip(OPERANDS, pointers, strict=True)}
+        body(SimpleNamespace(**buffers))
     return builder.get()
 
 
