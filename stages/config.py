@@ -56,7 +56,7 @@ class Probe:
 class Pretrain:
     """Train the dense starting point (skipped when task.weights is given)."""
 
-    epochs: int = tunable(24, "passes over the training images", low=0, duration=True)
+    epochs: int = tunable(16, "passes over the training images", low=0, duration=True)
     lr: float = tunable(0.004, "peak learning rate (AdamW, one-cycle cosine)", low=0)
     weight_decay: float = tunable(0.02, "AdamW weight decay", low=0)
     label_smoothing: float = tunable(0.1, "label smoothing of the cross-entropy", low=0, high=1)

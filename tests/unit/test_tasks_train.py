@@ -280,3 +280,47 @@ def test_interrupted_leaves_the_checkpoint_and_the_module_usable(task, tmp_path:
         fit(module, task, epochs=2, lr=0.01, hooks=Interrupting(), checkpoint=tmp_path / "c.pt")
     assert (tmp_path / "c.pt").exists()
     assert task.evaluate(module) >= 0
+
+
+USER_TASK = '''
+import torch
+from torch import nn
+from stages.tasks import Task
+
+class Line(Task):
+    """Fit y = 2 x + 1; the metric is 1 for a perfect fit."""
+
+    metric_name = "fit"
+
+    def __init__(self, config):
+        self.config = config
+        x = torch.linspace(-1, 1, 40)[:, None]
+        self.splits = {"train": x[::2], "val": x[1::4], "test": x[3::4]}
+
+    def model(self): return nn.Linear(1, 1)
+    def example(self, batch=1): return torch.zeros(batch, 1)
+    def size(self, split): return len(self.splits[split])
+    def steps(self, limit=0): return -(-(limit or self.size("train")) // 5)
+    def batches(self, split, *, epoch=0, limit=0, seed=0):
+        for x in self.splits[split][: limit or None].split(5):
+            yield {"x": x, "y": 2 * x + 1}
+    def inputs(self, batch): return batch["x"]
+    def loss(self, outputs, batch, label_smoothing=0.0): return nn.functional.mse_loss(outputs, batch["y"])
+    def distill_loss(self, outputs, teacher_outputs, temperature): return nn.functional.mse_loss(outputs, teacher_outputs)
+    def evaluate(self, module, split="val"):
+        with torch.no_grad():
+            return 1 / (1 + sum(float(self.loss(module(b["x"]), b)) for b in self.batches(split)))
+'''
+
+
+def test_a_task_of_the_user_s_own(project: Path, monkeypatch: pytest.MonkeyPatch):
+    (project / "npas_user_task.py").write_text(USER_TASK)
+    monkeypatch.syspath_prepend(str(project))
+    task = make_task(TaskConfig(task="npas_user_task:Line"))
+    module, progress = task.model(), Lines()
+    rows = fit(module, task, epochs=60, lr=0.2, progress=progress)
+    assert rows[-1]["accuracy"] > 0.99 and module.weight.item() == pytest.approx(2, abs=0.1)
+    assert progress.lines[-1].startswith("epoch 60/60") and "  fit " in progress.lines[-1]
+    student = task.model()
+    fit(student, task, epochs=60, lr=0.2, teacher=module, distill=1.0, evaluate=False)
+    assert student.weight.item() == pytest.approx(module.weight.item(), abs=0.1)
