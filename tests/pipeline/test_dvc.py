@@ -62,14 +62,15 @@ def test_dependencies_are_the_artifacts_that_the_stage_names(command: Command) -
 
 @pytest.mark.parametrize("command", BY_STAGE)
 def test_parameters_are_the_sections_that_the_stage_reads(command: Command) -> None:
-    """``config.bench.runs`` in a stage file needs ``params: [bench]``, else a changed value would re-run nothing."""
-    tree = ast.parse(source(command).read_text())
-    read = {
-        node.attr
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "config" and node.attr in SECTIONS
-    }
-    assert read <= {name.split(".")[0] for name in PIPELINE[command.section]["params"]}
+    """``config.bench.runs`` in a stage, or in what it imports, needs ``params: [bench]``, else a changed value would re-run nothing."""
+    listed = {name.split(".")[0] for name in PIPELINE[command.section]["params"]}
+    assert listed <= set(SECTIONS) and sections_read(source(command)) <= listed
+
+
+def sections_read(start: Path) -> set[str]:
+    """Sections named in ``config.<section>``. In stages/tasks ``config`` is the task section itself, so there its fields are not sections."""
+    nodes = (node for path in walk.reached(start) if "tasks" not in path.parts for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    return {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "config"} & set(SECTIONS)
 
 
 def test_every_stage_runs_its_command_without_a_tunable_flag() -> None:
