@@ -10,6 +10,8 @@ from npas_cli.report import Run, verdict
 from npas_cli.report_sections import DASH, label, missing, ms, percent, section, table
 
 Trial = Mapping[str, Any]
+LAG = "The curves lag behind at first, as the running statistics of batch norms do; the table's figures are with statistics estimated anew."
+HIGHEST = 2.0  # timed runs more than this many times the slowest network's median are drawn at the upper edge
 SPREAD = 0.05  # the least range of accuracies that is shown in full
 
 
@@ -48,7 +50,8 @@ def pareto(run: Run) -> str:
     y = Axis(*padded([100 * max(a, least) for a in accuracies]), 420 - BOTTOM, TOP + 20)
     body = [*frame(x, y, "latency on the device (ms)", f"{run.metric} on val (%)"), *budget_rule(x, y, budget)]
     body += [untrained(x, y, t) for t in trials if t["accuracy"] is None and t["latency_ms"] is not None]
-    body.append(polyline([(x(t["latency_ms"]), y(100 * t["accuracy"])) for t in sorted((t for t in known if t["pareto"]), key=lambda t: t["latency_ms"])], "front"))
+    front = sorted((t["latency_ms"], t["accuracy"]) for t in known if t["pareto"] and t["accuracy"] >= least)
+    body.append(polyline(steps([(x(v), y(100 * a)) for v, a in front]), "front"))
     body += [mark("circle" if t["accuracy"] >= least else "down", x(t["latency_ms"]), y(100 * t["accuracy"]), trial_class(t, budget), tip(t)) for t in known]
     best = chosen(run)
     body += [mark("ring", x(best["latency_ms"]), y(100 * best["accuracy"]), "chosen", f"chosen, {tip(best)}")] if best and best["accuracy"] is not None else []
@@ -164,7 +167,7 @@ def race(run: Run) -> str:
     body += lines(curves, "epoch of the race", f"{run.metric} val (%)", title) if any(len(c.points) > 1 for c in curves) else ""
     final = curve(run.pruner["history"])
     body += lines([Series(f"{winner}, to the end", final, "c0", dots=True)], "epoch", f"{run.metric} val (%)", "training of the winner") if len(final) > 1 else ""
-    return section(title, body, "Each entry pruned to the same scheme from the same dense weights; the winner was then trained to the end. Dashed: with distillation.")
+    return section(title, body, "Each entry pruned to the same scheme from the same dense weights; the winner was then trained to the end. Dashed: with distillation. " + LAG)
 
 
 def curve(rows: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
@@ -176,7 +179,9 @@ def samples(run: Run) -> str:
     """Every timed run, so that the noise can be seen."""
     bench = run.bench
     parts = [("original", bench["original"]["samples_ms"], "net-original"), ("dense", bench["dense"]["samples_ms"], "net-replaced"), ("pruned", bench["samples_ms"], "net-pruned")]
-    series = [Series(name, [(float(i), v) for i, v in enumerate(values, 1)], cls) for name, values, cls in parts]
+    top = HIGHEST * max(part["stats"]["median"] for part in (bench, bench["dense"], bench["original"]))
+    series = [Series(name, [(float(i), min(v, top)) for i, v in enumerate(values, 1)], cls) for name, values, cls in parts]
+    beyond = sum(v > top for _, values, _ in parts for v in values)
     reasons = "".join(f"<li>{esc(r)}</li>" for r in bench["reasons"])
     state = "The measurement is valid." if bench["valid"] else "<strong>The measurement is not valid; its figures are not to be trusted.</strong>"
     stat = ("mean", "median", "p90", "p99", "min", "max", "std", "iqr", "cv")
@@ -184,5 +189,6 @@ def samples(run: Run) -> str:
             for name, part in (("original", bench["original"]), ("dense", bench["dense"]), ("pruned", bench)) for s in [part["stats"]]]  # fmt: skip
     figures = table(["ms", *stat, "load", "first run"], rows)
     limit = verdict(run).limit_ms
-    note = f"{bench['protocol']['runs']} interleaved rounds; nothing was removed. " + (f"The budget is {ms(limit)} ms." if limit else "")
+    note = f"{bench['protocol']['runs']} interleaved rounds; nothing was removed from the figures. " + (f"The budget is {ms(limit)} ms. " if limit else "")
+    note += f"{beyond} of the runs took more than {ms(top)} ms and are drawn at the upper edge." if beyond else ""
     return section("Every timed run", f"{lines(series, 'round', 'ms', 'every timed run', low=0)}{figures}<p>{state}</p>{f'<ul>{reasons}</ul>' if reasons else ''}", note)

@@ -17,7 +17,8 @@ import numpy as np
 
 RESAMPLES = 2000
 DRIFT_LIMIT = 1.05  # median(last 20 %) / median(first 20 %)
-BUSY_LIMIT = 1.10  # wall time / processor time
+WAITED = 1.25  # a run whose wall time is more than this many times its processor time has waited for the core
+BUSY_SHARE = 0.05  # so many runs may, before it is worth a warning
 FEWEST_RUNS = 3
 FEWEST_FOR_DRIFT = 25  # five samples in each fifth
 
@@ -144,9 +145,9 @@ def judge(
         reasons.append("the outputs changed between the first run and the last")
     if count:
         reasons += _drift_reasons(samples, cpu)
-        busy = float(np.median(samples / np.maximum(cpu, 1e-9)))
-        if busy > BUSY_LIMIT:
-            reasons.append(f"warning: other programs used the core; wall time was {busy:.2f} times the processor time")
+        waited = float(np.mean(samples > WAITED * cpu))
+        if waited > BUSY_SHARE:
+            reasons.append(f"warning: other programs took the core away during {100 * waited:.0f} % of the runs")
     return all(r.startswith("warning:") for r in reasons), tuple(reasons)
 
 

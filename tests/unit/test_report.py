@@ -117,7 +117,7 @@ def test_every_layer_scheme_kernel_trial_and_entry_is_there(make):
     for replaced in artifacts["replace_ops/graph.json"]["replacements"]:
         assert replaced["layer"] in text
     assert "bench.runs" in text
-    assert "other programs used the core" in text
+    assert "other programs took the core away" in text
     assert "f1" * 32 in text
 
 
@@ -132,6 +132,14 @@ def test_the_page_is_self_contained_and_well_formed(make):
     assert "prefers-color-scheme: dark" in page
     assert "@media print" in page
     assert len(drawings(page)) == 5
+
+
+def test_runs_that_took_too_long_to_draw_are_counted_not_hidden(make):
+    artifacts = documents()
+    artifacts["bench/latency.json"]["samples_ms"][3:6] = [50.0, 60.0, 70.0]
+    _, page = make(artifacts)
+    assert "3 of the runs took more than" in page
+    assert "of the runs took more than" not in make()[1]
 
 
 def test_equal_artifacts_give_equal_bytes(make):
