@@ -69,6 +69,7 @@ def build(name: str, networks: Sequence[Compiled], measured: Measurement, protoc
     manifest = networks[0].manifest
     target = manifest["target"]
     return {
+        "schema": "npas-bench/1",
         "model": {"name": name, "sha256": pruned["sha256"], "bytes": pruned["bytes"], "scheme_sha256": scheme_sha256, "macs": pruned["macs"], "inputs": [i["shape"] for i in manifest["inputs"]]},
         "target": {"triple": target["triple"], "mcpu": target["mcpu"], "backend": "llvm", "threads": protocol.threads},
         "device": dict(identity) | {"sdk": None, "kernel": platform.release(), "governor": governor(measured.cpus[0]) if measured.cpus else None, "battery": None},
