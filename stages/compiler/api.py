@@ -29,6 +29,8 @@ from stages.graph.tracing import trace
 from stages.schemes.scheme import Scheme
 from stages.schemes.verify import check_zeros
 
+_NUMBER = 24  # characters of the longest number
+
 
 def compile_model(
     module: nn.Module,
@@ -54,10 +56,8 @@ def compile_model(
     seen = graph if graph is not None else trace(module, example)
     tensors = {name: t.detach().cpu().numpy() for name, t in module.state_dict().items()}
     build = _Build(seen, tensors, scheme or Scheme(), machine)
-    model = build.link({})
-    if check:
-        model = build.link(build.checked(model, module, tolerance))
-    return model
+    model = build.link()
+    return build.checked(model, module, tolerance) if check else model
 
 
 class _Build:
@@ -72,20 +72,25 @@ class _Build:
         self.blob, self.places = pack(self.kernels)
         self.names, self.objects, _ = cache.objects(self.kernels, target)
 
-    def checked(self, model: CompiledModel, module: nn.Module, tolerance: float) -> dict[str, float]:
-        error, largest = compare(model, module, tolerance)
-        return {"max_abs_err": float(f"{error:.3g}"), "max_abs_output": float(f"{largest:.6g}")}
-
-    def link(self, measured: Mapping[str, float]) -> CompiledModel:
+    def link(self) -> CompiledModel:
         folder = tempfile.TemporaryDirectory(prefix="npas-model-")
         path = Path(folder.name) / "model.so"
-        text = json.dumps(self._manifest(measured), indent=1)
-        emit.link(self.kernels, self.names, self.objects, self.plan, self.blob, self.places, text, path)
+        emit.link(self.kernels, self.names, self.objects, self.plan, self.blob, self.places, self._manifest({}), path)
         return CompiledModel(path, keep=folder)
 
-    def _manifest(self, measured: Mapping[str, float]) -> dict[str, Any]:
+    def checked(self, model: CompiledModel, module: nn.Module, tolerance: float) -> CompiledModel:
+        """The same library with its measured error in the manifest; a new file, because the first one is loaded."""
+        error, largest = compare(model, module, tolerance)
+        measured = {"max_abs_err": float(f"{error:.3g}"), "max_abs_output": float(f"{largest:.6g}")}
+        folder = tempfile.TemporaryDirectory(prefix="npas-model-")
+        path = Path(folder.name) / "model.so"
+        emit.replace_manifest(model.path, self._manifest({}), self._manifest(measured), path)
+        return CompiledModel(path, keep=folder)
+
+    def _manifest(self, measured: Mapping[str, float]) -> str:
+        """The manifest as JSON, its length independent of ``measured``."""
         target = {**dataclasses.asdict(self.target), "threads": 1}
-        return {
+        document = {
             "schema": "npas-manifest/1",
             "target": {key: target[key] for key in ("triple", "mcpu", "isa", "threads")},
             "tvm": cache.tvm_version(),
@@ -99,6 +104,8 @@ class _Build:
             "macs_dense": self.graph.macs,
             "macs": sum(kernel.macs for kernel in self.kernels),
         }
+        room = 2 * _NUMBER - sum(len(json.dumps(document[key])) for key in ("max_abs_err", "max_abs_output"))
+        return json.dumps(document, indent=1) + " " * room
 
 
 def _ports(ports: Sequence[tuple[str, tuple[int, ...]]], kind: str) -> list[dict[str, Any]]:

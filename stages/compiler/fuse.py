@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from stages.compiler.ir import Program, Step
-from stages.compiler.lower import drop_unread
+from stages.compiler.lowering import drop_unread
 
 _HOSTS = frozenset({"conv", "depthwise", "pool", "elementwise"})
 _OPERANDS = 3  # further operands that a kernel's signature has room for
