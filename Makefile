@@ -1,5 +1,5 @@
 # make run    environment, installation, the whole pipeline, and the table of results
-# make test   the tests (make test-all: the long ones too)
+# make test   the tests (make test-all: then the long ones too)
 # make lint, make types
 # make params   params.yaml anew, from the defaults in stages/config.py
 # make clean    caches (make distclean: the environment and every result too)
@@ -29,8 +29,8 @@ run: .venv/.installed
 test: .venv/.installed-dev
 	pytest -m "not full and not device" $(PYTEST_ARGS)
 
-test-all: .venv/.installed-dev
-	pytest -m "not device" $(PYTEST_ARGS)
+test-all: test
+	pytest -m "full and not device" $(PYTEST_ARGS)
 
 lint: .venv/.installed-dev
 	ruff check .
