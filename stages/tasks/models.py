@@ -71,9 +71,8 @@ def restore(content: Mapping[str, Any], task: Task, where: str) -> nn.Module:
     module = apply_replacements(task.model(), [Replacement.from_json(r) for r in content.get("replacements", ())])
     problem = mismatch(module, content["state_dict"])
     if problem:
-        raise ArtifactError(
-            f"{where} does not belong to this network: {problem}.", "Run the pipeline again for the present task section, or restore the one it was made with."
-        )
+        hint = f"It was made with task.model {content.get('model')}: set that again, or run the pipeline anew."
+        raise ArtifactError(f"{where} does not belong to this network: {problem}.", hint)
     module.load_state_dict(content["state_dict"])
     return module.eval()
 
@@ -103,7 +102,7 @@ def load_weights(module: nn.Module, path: Path | str) -> None:
 
 
 def mismatch(module: nn.Module, state: Mapping[str, Tensor]) -> str:
-    """Why ``state`` can't be loaded ("3 keys are missing: a, b, c"), or "" when it can."""
+    """The first reason why ``state`` can't be loaded ("3 keys missing: a, b, c"), or "" when it can."""
     wanted = module.state_dict()
 
     def named(names: list[str], what: str) -> str:
@@ -111,4 +110,4 @@ def mismatch(module: nn.Module, state: Mapping[str, Tensor]) -> str:
 
     wrong = [f"{k} ({tuple(state[k].shape)} instead of {tuple(wanted[k].shape)})" for k in wanted if k in state and state[k].shape != wanted[k].shape]
     found = [named([k for k in wanted if k not in state], "missing"), named([k for k in state if k not in wanted], "unknown"), named(wrong, "of another shape")]
-    return "; ".join(part for part in found if part)
+    return next((part for part in found if part), "")
