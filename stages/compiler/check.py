@@ -38,7 +38,7 @@ def compare(model: CompiledModel, module: nn.Module, tolerance: float) -> tuple[
 
 
 def _reference(module: nn.Module, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-    exact = copy.deepcopy(module).double().eval()
+    exact = copy.deepcopy(module).cpu().double().eval()
     with torch.inference_mode():
         made = exact(*(torch.from_numpy(x).double() for x in inputs))
     return [t.numpy() for t in _tensors(made)]

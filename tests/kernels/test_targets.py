@@ -1,0 +1,67 @@
+"""Code for other processors than this one: AVX2 code runs on any AVX-512 machine, NEON code is at least generated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from kernel_kit import Fire, assert_equal, inputs, randomised
+
+from stages.compiler import api, cache, compile_model, target
+from stages.compiler.fuse import fuse
+from stages.compiler.lower import lower
+from stages.compiler.plan import layouts
+from stages.compiler.select import select
+from stages.errors import UsageError
+from stages.graph import trace
+from stages.schemes import Scheme, prune_, uniform_scheme
+
+SHAPE = (1, 3, 18, 22)
+AVX2 = target.Target("x86_64-unknown-linux-gnu", "haswell", "avx2", 8, (8, 4), 16)
+NEON = target.Target("aarch64-unknown-linux-gnu", "generic", "neon", 4, (4,), 32)
+
+
+@pytest.mark.skipif(target.resolve("host").isa == "neon", reason="runs x86 code")
+@pytest.mark.parametrize("block", [4, 8, 16])
+def test_avx2(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(api, "resolve", lambda name: AVX2)
+    module = randomised(Fire())
+    scheme = uniform_scheme(trace(module, torch.zeros(SHAPE)), "block-punched", 3.0, block)
+    prune_(module, scheme)
+    model = compile_model(module, torch.zeros(SHAPE), scheme)
+    assert model.manifest["target"]["isa"] == "avx2"
+    assert_equal(model, module, inputs(*SHAPE))
+
+
+def test_neon_code_is_generated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NPAS_CACHE", str(tmp_path))
+    module = randomised(Fire())
+    tensors = {name: t.numpy() for name, t in module.state_dict().items()}
+    program = fuse(lower(trace(module, torch.zeros(SHAPE)), tensors, Scheme()))
+    placed = layouts(program, NEON)
+    _, objects, compiled = cache.objects([select(step, placed, NEON) for step in program.steps], NEON)
+    assert compiled == len(objects) > 5
+    machine = {np.frombuffer(path.read_bytes()[18:20], "<u2")[0] for path in objects.values()}
+    assert machine == {183}  # ELF e_machine of AArch64
+
+
+def cpuinfo(flags: str, vendor: str = "GenuineIntel", family: str = "6") -> dict[str, str]:
+    return {"flags": flags, "vendor_id": vendor, "cpu family": family}
+
+
+def test_x86_processors_are_told_apart() -> None:
+    wide = "avx2 fma avx512f avx512bw avx512vl avx512dq"
+    assert target._x86(cpuinfo(wide)).mcpu == "skylake-avx512"
+    zen4 = target._x86(cpuinfo(wide, "AuthenticAMD", "25"))
+    assert (zen4.mcpu, zen4.lanes, zen4.fused_narrow) == ("znver4", 16, True)
+    assert not target._x86(cpuinfo(wide, "AuthenticAMD", "26")).fused_narrow
+    assert target._x86(cpuinfo("avx2 fma")).lanes == 8
+    with pytest.raises(UsageError, match="AVX"):
+        target._x86(cpuinfo("sse4_2"))
+
+
+def test_an_unknown_target_is_an_error() -> None:
+    with pytest.raises(UsageError, match="toaster"):
+        target.resolve("toaster")
