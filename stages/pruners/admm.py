@@ -12,15 +12,15 @@ from stages.pruners.base import Pruner, ramp_steps
 from stages.schemes import Scheme, make_masks
 from stages.schemes.masks import masks_of
 
-UPDATES = 2  # of Z and U per value of rho: U sums up what W has not followed yet, so updating at every step of a short run overshoots
+UPDATES = 4  # parts of each value of rho: u sums up what W has not followed yet, so updating it at every step of a short run overshoots
 
 
 class Admm(Pruner):
     """Minimises loss(W) with W in the set of the scheme, by splitting: ``z`` is in the set, ``u`` is the scaled dual variable, and rho / 2 |W - z + u|^2 draws them together.
 
-    A few times per value of rho, z becomes the projection of W + u onto the set (make_masks applied to it), and u grows by W - z. ``rho`` takes ``admm_stages`` values, each ten times the
-    last, evenly over the first ``prune_share`` of the training; u shrinks as rho rises, since the dual variable itself is rho u (Boyd et al. 2011, section 3.4.1). Then W is pruned as it is,
-    and retrained under the masks. Under filter pruning all that the masks of a channel class cover (depthwise weights, biases, batch norms) takes part.
+    z becomes the projection of W + u onto the set (make_masks applied to it) and u grows by W - z, UPDATES times per value of rho. ``rho`` takes ``admm_stages`` values, each ten times the
+    last, evenly over the first ``prune_share`` of the training; each begins with u = 0, as in YOLObile's code: at a small rho u outgrows the weights and would choose the wrong ones.
+    Then W is pruned as it is, and retrained under the masks. Under filter pruning all that the masks of a channel class cover (depthwise weights, biases, batch norms) takes part.
 
     The penalty acts beside the optimiser's step (as its proximal map, stable for any rho), not through the loss: AdamW divides gradients by their size, so a rho in the loss
     would decide whose sign counts rather than how far W moves; weight decay is decoupled for the same reason (Loshchilov and Hutter 2019).
@@ -30,8 +30,9 @@ class Admm(Pruner):
         super().__init__(module, scheme, settings)
         self.names = tuple(make_masks(module, scheme))
         self.stage = 0
-        self.u = {name: torch.zeros_like(weight) for name, weight in self.weights().items()}
-        self.z = self.projected(self.weights())
+        self.z: dict[str, Tensor] = {}
+        self.u: dict[str, Tensor] = {}
+        self.start()
 
     @property
     def rho(self) -> float:
@@ -43,7 +44,7 @@ class Admm(Pruner):
         return {name: self.module.get_parameter(name).detach() for name in self.names}
 
     def projected(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The nearest point of the scheme's set: what make_masks excludes becomes 0."""
+        """The point of the scheme's set that keeps the largest weights: what make_masks excludes becomes 0."""
         masks = masks_of(tensors, self.scheme)
         return {name: tensors[name] * masks[name] for name in self.names}
 
@@ -57,9 +58,11 @@ class Admm(Pruner):
         if step == ramp:
             self.set_masks(make_masks(self.module, self.scheme))
             self.z, self.u = {}, {}
-        elif stage != self.stage or step % max(1, ramp // (stages * UPDATES)) == 0:
+        elif stage != self.stage:
+            self.stage = stage
+            self.start()
+        elif step % max(1, ramp // (stages * UPDATES)) == 0:
             self.update()
-            self.raise_rho(stage)
 
     def attract(self) -> None:
         """The proximal map of the penalty: W becomes (W + rho (z - u)) / (1 + rho)."""
@@ -67,16 +70,17 @@ class Admm(Pruner):
             self.z[name], self.u[name] = self.z[name].to(weight.device), self.u[name].to(weight.device)
             weight.lerp_(self.z[name] - self.u[name], self.rho / (1 + self.rho))
 
+    def start(self) -> None:
+        """Begin a value of rho: z = projection of W, u = 0."""
+        weights = self.weights()
+        self.z = self.projected(weights)
+        self.u = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+
     def update(self) -> None:
         """One round: z = projection of W + u, u = u + W - z."""
         weights = self.weights()
         self.z = self.projected({name: weight + self.u[name] for name, weight in weights.items()})
         self.u = {name: self.u[name] + weight - self.z[name] for name, weight in weights.items()}
-
-    def raise_rho(self, stage: int) -> None:
-        """Enter ``stage``; rho u stays."""
-        self.u = {name: dual * 10.0 ** (self.stage - stage) for name, dual in self.u.items()}
-        self.stage = stage
 
     def state(self) -> dict[str, Any]:
         """Masks, z, u and the stage of rho."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from stages.pruners.base import Pruner, due, ramp_steps
-from stages.schemes import PATTERN_RATE, LayerScheme, Scheme, make_masks
+from stages.schemes import PATTERN_RATE, LayerScheme, Scheme, apply_masks, make_masks
 
 
 def cubic_rate(rate: float, progress: float) -> float:
@@ -33,4 +33,5 @@ class Gradual(Pruner):
         """Raise the rates."""
         ramp = ramp_steps(total_steps, self.settings.prune_share)
         if due(step, ramp):
+            apply_masks(self.module, self.masks)  # the optimiser has just moved pruned weights too
             self.set_masks(make_masks(self.module, scheme_at(self.scheme, step / ramp)))
