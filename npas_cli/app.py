@@ -159,6 +159,7 @@ _add("devices", "List the devices that latency can be measured on.\n\nThe first 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; every failure ends here as one sentence and one hint."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads: threads that spin while they wait make a busy machine many times slower
     typed = list(sys.argv[1:] if arguments is None else arguments)
     command = typer.main.get_command(app)
     try:

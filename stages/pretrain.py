@@ -35,7 +35,7 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
     record = {"config": {"task": plain(config.task), "pretrain": plain(c)}} | ({"overrides": plain(overrides)} if overrides else {})
     save_checkpoint("pretrain/model.pt", {"state_dict": module.state_dict(), "model": config.task.model, "replacements": [], "metrics": metrics, **record})
     write_csv("pretrain/history.csv", [{"epoch": r["epoch"], "loss": r["loss"], "top1": r["accuracy"]} for r in rows])
-    write_json("pretrain/metrics.json", metrics | record)
+    write_json("pretrain/metrics.json", metrics | ({"overrides": plain(overrides)} if overrides else {}))
     checkpoint.unlink(missing_ok=True)
     return metrics
 

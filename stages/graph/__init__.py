@@ -1,12 +1,14 @@
 """The network as values: Layer, Graph, trace, and which channels belong together."""
 
+from typing import Any
+
 from stages.graph.channels import channel_classes, couplings
 from stages.graph.layer import ACTIVATIONS, Graph, Layer
 
 __all__ = ["ACTIVATIONS", "Graph", "Layer", "channel_classes", "couplings", "trace"]
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     if name == "trace":  # torch is imported only by those who trace
         from stages.graph.tracing import trace
 

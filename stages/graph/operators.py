@@ -193,6 +193,7 @@ RULES: dict[str, Callable[[Args], Canonical | None]] = {
     "leaky_relu": _unary("leaky_relu", "negative_slope"),
     "silu": _unary("silu"),
     "sigmoid": _unary("sigmoid"),
+    "special_expit": _unary("sigmoid"),
     "gelu": _unary("gelu", "approximate"),
     "tanh": _unary("tanh"),
     "mish": _unary("mish"),
