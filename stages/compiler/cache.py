@@ -32,7 +32,7 @@ def _versions() -> tuple[str, ...]:
     """What else decides the generated code: TVM and our own generators."""
     digest = hashlib.sha256()
     here = Path(__file__).parent
-    for path in sorted((here / "kernels").glob("*.py")):
+    for path in [*sorted((here / "kernels").glob("*.py")), here / "ir.py", here / "tiles.py"]:
         digest.update(path.read_bytes())
     return (version("apache-tvm"), version("apache-tvm-ffi"), digest.hexdigest())
 

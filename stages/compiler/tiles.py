@@ -43,12 +43,21 @@ def most_pixels(vectors: int, target: Target) -> int:
     return max(1, min(spare // vectors, 28))
 
 
+def chains(pixels: int, lanes: int, vectors: int, target: Target) -> int:
+    """How many sums run side by side for one result, so that a tile of few results isn't slowed by waiting for the sum before: 1, 2, 4 or 8."""
+    results, wanted = pixels * vectors, 4 if target.fused_narrow and lanes == target.lanes else 8
+    count = 1
+    while count * results < wanted and 2 * count * results + vectors + 1 < target.registers:
+        count *= 2
+    return count
+
+
 def cycles(pixels: int, lanes: int, vectors: int, target: Target) -> float:
     """Cycles per kept position of a tile."""
     halves = 2 if target.fused_narrow and lanes == target.lanes else 1
     arithmetic = 0.5 * halves * pixels * vectors
     loads = 0.5 * (pixels + halves * vectors + 1)
-    return max(arithmetic, loads, _LATENCY) + _LOOP
+    return max(arithmetic, loads, _LATENCY / chains(pixels, lanes, vectors, target)) + _LOOP
 
 
 @cache

@@ -16,7 +16,7 @@ from stages.compiler.ir import Epilogue, Layout, View, merge
 from stages.compiler.kernels.kernel import Kernel, Placed
 from stages.compiler.kernels.packing import Group, choose_groups, pack, positions
 from stages.compiler.target import Target
-from stages.compiler.tiles import Tile
+from stages.compiler.tiles import Tile, chains
 from stages.schemes.scheme import LayerScheme
 
 L2_BYTES = 512 * 1024  # weights or input that stay this small are read again and again without harm
@@ -106,11 +106,11 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
                     with T.serial(0, spec.dims[0]) as n, T.serial(0, row_tiles) as i, T.serial(0, col_tiles) as j:
                         for index, segment in enumerate(spec.segments):
                             with T.serial(0, segment[1]) as g:
-                                _micro(o, spec, block, (n, i * rows + row0, j * cols + col0), segment, g, _first(spec, index))
+                                _micro(o, spec, block, (n, i * rows + row0, j * cols + col0), segment, g, _first(spec, index), target)
                 else:
                     for index, segment in enumerate(spec.segments):
                         with T.serial(0, segment[1]) as g, T.serial(0, spec.dims[0]) as n, T.serial(0, row_tiles) as i, T.serial(0, col_tiles) as j:
-                            _micro(o, spec, block, (n, i * rows + row0, j * cols + col0), segment, g, _first(spec, index))
+                            _micro(o, spec, block, (n, i * rows + row0, j * cols + col0), segment, g, _first(spec, index), target)
 
     return tir.function(name, body)
 
@@ -120,7 +120,9 @@ def _first(spec: Spec, index: int) -> int:
     return sum(count for _, count, _, _ in spec.segments[:index])
 
 
-def _micro(o: Any, spec: Spec, block: tuple[int, int], pixel: tuple[Any, Any, Any], segment: tuple[int, int, int, int], g: Any, first: int) -> None:
+def _micro(
+    o: Any, spec: Spec, block: tuple[int, int], pixel: tuple[Any, Any, Any], segment: tuple[int, int, int, int], g: Any, first: int, target: Target
+) -> None:
     """One tile of pixels times one group of filters: accumulators from the bias, all kept positions, epilogue, store."""
     from stages.compiler.kernels import epilogue, tir
 
@@ -129,27 +131,42 @@ def _micro(o: Any, spec: Spec, block: tuple[int, int], pixel: tuple[Any, Any, An
     places = [(r, c) for r in range(block[0]) for c in range(block[1])]
     group = lanes * vectors
     channel = T.Bind(g * group + start)
-    acc = T.alloc_buffer((len(places) * group,), "float32", scope="local")
+    sums = chains(len(places), lanes, vectors, target)
+    acc = T.alloc_buffer((sums * len(places) * group,), "float32", scope="local")
 
-    def slot(p: int, v: int) -> Any:
-        return tir.at((p * vectors + v) * lanes, lanes)
+    def slot(p: int, v: int, chain: int = 0) -> Any:
+        return tir.at(((chain * len(places) + p) * vectors + v) * lanes, lanes)
 
     for v in range(vectors):
         bias = T.Bind(o.b[tir.at(channel + v * lanes, lanes)])
         for p in range(len(places)):
-            T.buffer_store(acc, bias, [slot(p, v)])
+            for chain in range(sums):
+                T.buffer_store(acc, tir.splat(0, lanes) if chain else bias, [slot(p, v, chain)])
     n, y, x = pixel
     corner = T.Bind(n * spec.x[0] + y * spec.x[1] + x * spec.x[2])
     k0 = T.Bind(o.ptr[(g + first) * 3])
     w0 = T.Bind(o.ptr[(g + first) * 3 + 2])
-    with T.serial(0, o.ptr[(g + first) * 3 + 1]) as k:
+    count = T.Bind(o.ptr[(g + first) * 3 + 1])
+
+    def position(k: Any, chain: int) -> None:
         source = T.Bind(o.idx[k0 + k] + corner)
         weights = [T.Bind(o.w[tir.at(w0 + k * group + v * lanes, lanes)]) for v in range(vectors)]
         for p, (r, c) in enumerate(places):
             value = o.x[source + (r * spec.x[1] + c * spec.x[2])]
             value = T.Bind(T.broadcast(value, lanes) if lanes > 1 else value)
             for v in range(vectors):
-                T.buffer_store(acc, acc[slot(p, v)] + value * weights[v], [slot(p, v)])
+                T.buffer_store(acc, acc[slot(p, v, chain)] + value * weights[v], [slot(p, v, chain)])
+
+    if sums > 1:
+        with T.serial(0, count // sums) as several:
+            for chain in range(sums):
+                position(several * sums + chain, chain)
+    with T.serial(0, count % sums if sums > 1 else count) as k:
+        position(count // sums * sums + k if sums > 1 else k, 0)
+    for chain in range(1, sums):
+        for p in range(len(places)):
+            for v in range(vectors):
+                T.buffer_store(acc, acc[slot(p, v)] + acc[slot(p, v, chain)], [slot(p, v)])
     late = epilogue.costly(spec.epilogue)
     for p, (r, c) in enumerate(places):
         for v in range(vectors):
