@@ -76,7 +76,7 @@ COMMANDS = (
         "Phase 3: find the algorithm that prunes best to the scheme, and run it to the end.",
         "Every algorithm, with and without distillation from the dense network, races for a few epochs; the winner trains to the end.",
         ("replace_ops/model.pt", "search_scheme/scheme.json"),
-        ("search_pruner/weights.pt", "search_pruner/metrics.json", "search_pruner/race.csv", "search_pruner/history.csv"),
+        ("search_pruner/weights.pt", "search_pruner/race.json", "search_pruner/metrics.json", "search_pruner/race.csv", "search_pruner/history.csv"),
         "npas search-pruner --algorithms magnitude,admm --epochs 20",
     ),
     Command(
@@ -103,7 +103,7 @@ COMMANDS = (
         "Write report.html, one self-contained page about the whole run, and print its table.",
         "Pareto plot with the budget line, search history, the scheme of each layer, per-layer milliseconds dense against sparse. Needs no network to open.",
         ("pretrain/metrics.json", "replace_ops/graph.json", "replace_ops/metrics.json", "search_scheme/scheme.json", "search_scheme/trials.json", "search_scheme/metrics.json",
-         "search_pruner/metrics.json", "compile/host/manifest.json", "bench/latency.json"),
+         "search_pruner/race.json", "compile/host/manifest.json", "bench/latency.json"),
         ("report.html",),
         "npas report --json",
         module="npas_cli.report",

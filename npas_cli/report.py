@@ -20,7 +20,7 @@ NAMES = {  # field of Run -> its file
     "scheme": "search_scheme/scheme.json",
     "search": "search_scheme/metrics.json",
     "trials": "search_scheme/trials.json",
-    "pruner": "search_pruner/metrics.json",
+    "pruner": "search_pruner/race.json",
     "manifest": "compile/host/manifest.json",
 }
 TITLES = {"original": "original", "replaced": "operators replaced (dense)", "pruned": "pruned"}

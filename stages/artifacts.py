@@ -29,6 +29,7 @@ SCHEMAS = {  # file name -> schema; a reader refuses any other version
     "search_scheme/metrics.json": "npas-metrics/1",
     "search_pruner/weights.pt": "npas-weights/1",
     "search_pruner/metrics.json": "npas-metrics/1",
+    "search_pruner/race.json": "npas-race/1",
     "compile/host/manifest.json": "npas-manifest/1",
     "compile/host/metrics.json": "npas-metrics/1",
     "bench/latency.json": "npas-bench/1",

@@ -51,7 +51,7 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
     listed = [r.to_json() for r in replacements]
     content = {"state_dict": module.state_dict(), "model": config.task.model, "replacements": listed, "metrics": found}
     save_checkpoint("replace_ops/model.pt", content | record)
-    write_json("replace_ops/graph.json", graph.to_json() | {"replacements": listed})
+    write_json("replace_ops/graph.json", graph.to_json() | {"replacements": listed} | record)
     write_csv("replace_ops/history.csv", [{"epoch": r["epoch"], "loss": r["loss"], "top1": r["accuracy"]} for r in rows])
     write_json("replace_ops/metrics.json", metrics | ({"overrides": plain(overrides)} if overrides else {}))
     checkpoint.unlink(missing_ok=True)

@@ -52,7 +52,8 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
         [{"entry": s["entry"], "top1": s["accuracy"], "loss": s["curve"][-1]["loss"] if s["curve"] else None, "error": s["error"]} for s in outcome.scores],
     )
     write_csv("search_pruner/history.csv", [{"epoch": r["epoch"], "loss": r["loss"], "top1": r["accuracy"]} for r in pruned.curve])
-    write_json("search_pruner/metrics.json", metrics | {"curves": {s["entry"]: s["curve"] for s in outcome.scores}, "history": pruned.curve} | record)
+    write_json("search_pruner/race.json", metrics | {"curves": {s["entry"]: s["curve"] for s in outcome.scores}, "history": pruned.curve} | record)
+    write_json("search_pruner/metrics.json", metrics)
     for checkpoint in folder.glob("*.pt"):
         checkpoint.unlink()
     before, after = accuracy["dense"]["val"], accuracy["pruned"]["val"]

@@ -33,7 +33,7 @@ SETS = (
     "search_pruner.epochs=2",
     "search_pruner.distill=yes",
 )
-OUTPUTS = ("weights.pt", "metrics.json", "race.csv", "history.csv")
+OUTPUTS = ("weights.pt", "race.json", "metrics.json", "race.csv", "history.csv")
 SCRIPT = f"""
 import sys
 from stages import search_pruner

@@ -103,7 +103,7 @@ def documents(layers=18, trials=30, ratio=0.45, budget_ms=None, budget_ratio=0.5
         "search_scheme/scheme.json": {"target": "host", "budget": {"ms": budget_ms, "ratio": budget_ratio if budget_ms is None else None}, "layers": scheme, "coupled": [], "config": search_config},
         "search_scheme/metrics.json": best | {"metric": "top1", "trials": trials, "config": search_config},
         "search_scheme/trials.json": {"metric": "top1", "budget_ms": limit, "dense_ms": 0.95, "trials": trials_of(trials, choices, generator), "config": search_config},
-        "search_pruner/metrics.json": pruner,
+        "search_pruner/race.json": pruner,
         "compile/host/manifest.json": {"kernels": kernels, "macs": 9_100_000, "macs_dense": 41_000_000},
     }  # fmt: skip
 

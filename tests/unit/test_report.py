@@ -104,7 +104,7 @@ def test_every_layer_scheme_kernel_trial_and_entry_is_there(make):
         assert layer["name"] in text
         assert ms(layer["dense_ms"]) in text
         assert layer["kernel"] is None or layer["kernel"] in text
-    for entry, accuracy in artifacts["search_pruner/metrics.json"]["race"].items():
+    for entry, accuracy in artifacts["search_pruner/race.json"]["race"].items():
         assert entry in text
         assert f"{100 * accuracy:.1f}" in text
     assert "188 k of 600 k weights stay" in text
@@ -175,9 +175,9 @@ def test_hostile_names_are_escaped(make):
     artifacts["bench/latency.json"]["device"] |= {"soc": evil, "os_build": evil}
     artifacts["bench/latency.json"]["reasons"] = [evil]
     artifacts["bench/latency.json"]["overrides"] = {evil: evil}
-    artifacts["search_pruner/metrics.json"]["failed"] = {evil: evil}
+    artifacts["search_pruner/race.json"]["failed"] = {evil: evil}
     artifacts["search_scheme/trials.json"]["trials"][0]["state"] = evil
-    for field in ("search_scheme/trials.json", "search_pruner/metrics.json"):
+    for field in ("search_scheme/trials.json", "search_pruner/race.json"):
         artifacts[field]["metric"] = evil
     _, page = make(artifacts)
     assert "<script" not in page
@@ -195,7 +195,7 @@ OPTIONAL = [path for path in documents() if path != "bench/latency.json"]
 def test_a_missing_stage_leaves_a_page_that_says_what_to_run(make, path):
     _, page = make(without=(path,))
     drawings(page)
-    if path in ("search_scheme/scheme.json", "search_scheme/trials.json", "replace_ops/graph.json", "replace_ops/metrics.json", "search_pruner/metrics.json"):
+    if path in ("search_scheme/scheme.json", "search_scheme/trials.json", "replace_ops/graph.json", "replace_ops/metrics.json", "search_pruner/race.json"):
         assert f"npas {path.split('/')[0].replace('_', '-')}</code> makes it" in page
 
 
@@ -236,7 +236,7 @@ def test_an_invalid_measurement_and_an_emulated_device_are_said(make):
 
 def test_validation_accuracy_where_no_test_split_is(make):
     artifacts = copy.deepcopy(documents())
-    del artifacts["search_pruner/metrics.json"]["accuracy"]["pruned"]["test"]
+    del artifacts["search_pruner/race.json"]["accuracy"]["pruned"]["test"]
     result, page = make(artifacts)
     assert [row["top1"] for row in result["rows"]] == [0.989, 0.987, 0.982]
     assert "top1 val %" in page
