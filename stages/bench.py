@@ -27,6 +27,7 @@ PROFILE_RUNS = 30
 def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -> dict[str, Any]:
     """Check, time, profile, save; returns the record. Then WrongOutput (before any timing), InvalidMeasurement or TooSlow, if so."""
     from stages.devices import TimingProtocol, open_device, record
+    from stages.devices.steady import measure_steadily
     from stages.tasks import make_task
 
     device, c = open_device(config.probe.device), config.bench
@@ -38,7 +39,7 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
     outputs = device.outputs(FILES, [x], protocol)
     checks = [record.correctness(name, a, b, config.compile.tolerance) for name, a, b in zip(record.NETWORKS, outputs, expected, strict=True)]
     with bar(progress, f"timing {len(FILES)} networks, {c.runs} rounds"):
-        measured = device.measure(FILES, [x], protocol)
+        measured = measure_steadily(device, FILES, [x], protocol, progress)
         kernel_ms = [device.profile(path, [x], PROFILE_RUNS, replace(protocol, warmup_seconds=0.2)) for path in FILES]  # the core is warm already
     networks = [record.Compiled(*values) for values in zip(FILES, manifests, kernel_ms, strict=True)]
     document = record.build(config.task.model, networks, measured, protocol, identity, checks, sha256(SCHEME) if SCHEME.exists() else None)
@@ -46,7 +47,7 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
     write_json("bench/latency.json", document)
     write_json("bench/metrics.json", record.metrics(document))
     write_csv("bench/layers.csv", [{"layer": row["name"]} | {key: row[key] for key in ("kernel", "ms", "dense_ms")} for row in document["layers"]])
-    for reason in measured.reasons:
+    for reason in measured.reasons if measured.valid else ():
         progress.say(reason)
     record.judge_record(document, c.fail_above)
     return document
