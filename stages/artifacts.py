@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -67,10 +68,8 @@ def write_atomic(path: Path | str, write: Callable[[Path], None]) -> Path:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-        if isinstance(error, RuntimeError) and "write" not in str(error):
-            raise
-        raise NpasError(f"Can't write {path}: {getattr(error, 'strerror', None) or error}.", "Check free space and permissions of the folder; what was there before is unchanged.") from error
+    except OSError as error:
+        raise NpasError(f"Can't write {path}: {error.strerror or error}.", "Check free space and permissions of the folder; what was there before is unchanged.") from error
     finally:
         if temporary is not None and temporary.exists():
             temporary.unlink()
@@ -138,8 +137,13 @@ def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> Path:
     """torch.save of plain values and tensors with their ``format``, atomically."""
     import torch
 
-    document = {"format": SCHEMAS.get(str(path), "npas-checkpoint/1")} | dict(content)
-    return write_atomic(path, lambda temporary: torch.save(document, temporary))
+    buffer = io.BytesIO()  # not straight to the file: torch reports a full disk as an error of its own zip writer
+    torch.save({"format": SCHEMAS.get(str(path), "npas-checkpoint/1")} | dict(content), buffer)
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(buffer.getbuffer())
+
+    return write_atomic(path, write)
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from stages import artifacts
-from stages.artifacts import COLUMNS, SCHEMAS, plain, read_json, state_dir, state_key, write_atomic, write_csv, write_json
+from stages.artifacts import COLUMNS, SCHEMAS, plain, read_json, save_checkpoint, state_dir, state_key, write_atomic, write_csv, write_json
 from stages.config import Bench, SearchScheme
 from stages.errors import ArtifactError, NpasError
 
@@ -141,3 +141,20 @@ def test_the_state_folder_can_be_moved_and_a_folder_that_can_not_be_made_is_one_
     monkeypatch.setenv("NPAS_STATE", str(project / "file"))
     with pytest.raises(NpasError, match="Can't make the folder"):
         state_dir("search_scheme", "k")
+
+
+def test_a_full_disk_is_said_for_checkpoints_too(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.save writing to a full disk raises its own kind of error; ours must be the one that a person can read."""
+    save_checkpoint("pretrain/model.pt", {"state_dict": {"a": torch.ones(2)}})
+    before = Path("pretrain/model.pt").read_bytes()
+    real = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        real(path, bytes(data)[:10])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(NpasError, match="No space left"):
+        save_checkpoint("pretrain/model.pt", {"state_dict": {"a": torch.zeros(2)}})
+    assert Path("pretrain/model.pt").read_bytes() == before
+    assert [p.name for p in Path("pretrain").iterdir()] == ["model.pt"]
