@@ -20,7 +20,7 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
     from stages.search import TUNABLES, evaluate, make_sampler
     from stages.search.loop import Rules, search
     from stages.search.results import history_rows, infeasible, metrics, trial_rows
-    from stages.search.scheme_space import scheme_space
+    from stages.search.scheme_space import focus, scheme_space
     from stages.search.trials import Journal, code_version
 
     began, c = time.monotonic(), config.search_scheme
@@ -36,7 +36,7 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
     ):
         progress.say(f"dense {dense_ms:.3g} ms, budget {budget_ms:.3g} ms, {len(space.layers)} of {len(graph.prunable)} prunable layers are searched")
         rules = Rules(budget_ms, c.trials, c.batch, c.margin)
-        outcome = search(space.space, lambda s: make_sampler(c.strategy, s, c.trials, budget_ms, c.seed, **tunables), evaluator, journal, rules, progress)
+        outcome = search(space.space, lambda s: make_sampler(c.strategy, focus(s, s.first), c.trials, budget_ms, c.seed, **tunables), evaluator, journal, rules, progress)
 
     record = {"config": plain(c)} | ({"overrides": plain(overrides)} if overrides else {})
     found = metrics(outcome, dense_ms, budget_ms) | {"metric": task.metric_name, "minutes": (time.monotonic() - began) / 60}

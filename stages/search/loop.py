@@ -53,8 +53,8 @@ class Outcome:
 def search(space: Space, make: Callable[[Space], Sampler], evaluator: Evaluator, journal: Journal, rules: Rules, progress: Progress) -> Outcome:
     """Search ``space`` for the most accurate candidate within the budget; whatever the journal holds already is replayed, not repeated.
 
-    1. Survey: the latency of each of ``space.first``. Those within the budget are the first trials, the slowest (mildest) first. If none is, the budget is out of reach
-       and no trial is run. ``space.first`` should therefore contain the fastest candidates that there are.
+    1. Survey: the latency of each of ``space.first``. The first trials are those that bracket the budget. If none meets it, it is out of reach and no trial is run:
+       ``space.first`` should therefore contain the fastest candidates that there are.
     2. Trials. Latency comes first, since it is cheap: what is slower than the budget by more than ``margin`` is told as infeasible and not trained.
     3. Confirm: the best is measured once more, alone. If it then misses the budget, the next best is, and so on.
 
@@ -74,7 +74,10 @@ def search(space: Space, make: Callable[[Space], Sampler], evaluator: Evaluator,
 
 
 def survey(space: Space, evaluator: Evaluator, journal: Journal, rules: Rules, progress: Progress) -> list[Choices]:
-    """Those of ``space.first`` that meet the budget, the slowest first; one that can't be measured is named and left out."""
+    """Those of ``space.first`` that bracket the budget: the slowest two within it, then the fastest above it; () when none is within.
+
+    One that can't be measured is named and left out.
+    """
     known = journal.timings("timing")
     todo = [choices for choices in space.first if choices not in known]
     with bar(progress, "measuring uniform schemes", len(todo)):
@@ -89,7 +92,9 @@ def survey(space: Space, evaluator: Evaluator, journal: Journal, rules: Rules, p
     measured = [choices for choices in space.first if choices in known]
     if space.first and not measured:
         raise NpasError("No uniform scheme could be measured.", "The lines above say why for each.")
-    return sorted((c for c in measured if known[c].ms <= rules.budget_ms), key=lambda c: -known[c].ms)
+    measured.sort(key=lambda c: known[c].ms)
+    within = sum(known[c].ms <= rules.budget_ms for c in measured)
+    return [*reversed(measured[max(0, within - 2) : within]), *measured[within : within + 1]] if within else []
 
 
 def run_trials(sampler: Sampler, evaluator: Evaluator, journal: Journal, rules: Rules, progress: Progress) -> None:

@@ -64,6 +64,12 @@ class Agent:
             after = max(unknown, *values.values())
 
 
+def scaled(rewards: dict[Choices, float]) -> dict[Choices, float]:
+    """Rewards from 0 (the worst) to 1 (the best); all 0.5 when they are equal."""
+    low, high = min(rewards.values()), max(rewards.values())
+    return {c: (r - low) / (high - low) if high > low else 0.5 for c, r in rewards.items()}
+
+
 class QLearning(Sampler):
     """Tabular Q-learning with experience replay: before each proposal after news, the new trajectories and ``q_replay`` old ones are replayed."""
 
@@ -79,10 +85,14 @@ class QLearning(Sampler):
         return draw_distinct(n, self.space, known, rng, [lambda: self.agent.act(share, rng)])
 
     def learn(self) -> None:
-        """Replay, if something was told since the last time. Rewards are computed anew, since those of untrained and failed candidates depend on the others."""
+        """Replay, if something was told since the last time.
+
+        Rewards are computed anew, since those of untrained and failed candidates depend on the others, and scaled to 0..1 over everything told: metaQNN's initial value of
+        0.5 then means a middling candidate whatever the metric. Unscaled, when all accuracies exceed 0.5, whatever was tried once would look better than all that wasn't.
+        """
         if len(self.told) == self._learned:
             return
-        rewards = self.rewards()
+        rewards = scaled(self.rewards())
         memory = list(rewards)
         rng = np.random.default_rng([self.seed, len(memory), REPLAY, REPLAY])
         drawn = [memory[i] for i in rng.integers(len(memory), size=self.q_replay)]

@@ -19,6 +19,8 @@ WEIGHTS = {
     "pattern": 1.5,
 }  # of a random draw; filters cost the most accuracy, and one wrong layer spoils a network
 
+SPREAD = 0.6  # of the rates of random draws, in units of ln(rate)
+
 
 @dataclass(frozen=True)
 class SchemeSpace:
@@ -43,18 +45,24 @@ def scheme_space(graph: Graph, schemes: Sequence[str], rates: Sequence[float], b
     smaller layer (SE gates, the classifier) can't buy latency, only cost accuracy, and has no slot.
 
     ``space.first`` are the uniform candidates that a search surveys before anything else, the fastest ones (the highest rate of each scheme) at their head; without them
-    nothing would be known to be feasible, since independent draws per layer all land near one mean latency. UsageError when no layer can be pruned.
+    nothing would be known to be feasible, since independent draws per layer all land near one mean latency.
+
+    In the labelled graph each layer is a node "kind|scheme/block rate", which layers of one kind share, joined by data flow; besides, for each rate, a node that says
+    whether this very layer is pruned at least that hard. So two candidates are alike when their layers' rates are, also before any exact label was seen twice.
+    UsageError when no layer can be pruned.
     """
     offered = [(layer, _choices(layer, graph, schemes, rates, blocks)) for layer in graph.prunable if layer.macs >= min_share * graph.macs]
     layers = tuple(layer for layer, choices in offered if choices != (DENSE,))
     if not layers:
         raise UsageError("No layer of the network can be pruned by these schemes.", "Allow more of search_scheme.schemes and search_scheme.rates.")
     slots = [choices for _, choices in offered if choices != (DENSE,)]
-    flow = edges(graph, layers)
+    flow = edges(graph, layers)  # the nodes of steps have no edges: they count on their own in every round
     kinds = [kind(layer) for layer in layers]
 
     def labelled(choices: Choices) -> LabelledGraph:
-        return [f"{k}|{c.label}" for k, c in zip(kinds, choices, strict=True)], flow  # type: ignore[attr-defined]
+        nodes = [f"{k}|{c.label}" for k, c in zip(kinds, choices, strict=True)]  # type: ignore[attr-defined]
+        steps = [f"{i} {'>=' if c.rate >= rate else '<'} {rate:g}x" for i, c in enumerate(choices) for rate in rates]  # type: ignore[attr-defined]
+        return nodes + steps, flow
 
     return SchemeSpace(
         Space(slots, labelled, first=uniform_candidates(slots, schemes, rates, blocks), weights=[_weights(slot) for slot in slots]), layers, graph
@@ -79,6 +87,18 @@ def nearest(slot: Sequence[LayerScheme], pruning: str, rate: float, block: int) 
     return min(fitting, key=lambda c: (abs(math.log(c.rate / rate)), abs(c.block - block)))
 
 
+def focus(space: Space, first: Sequence[Choices]) -> Space:
+    """``space`` that begins with ``first`` and whose random draws favour, in every layer, rates near those of ``first[0]``.
+
+    ``first[0]`` should be the uniform candidate just under the budget. Then draws scatter round the budget, and they are mild: of layers drawn evenly from all rates
+    one is always pruned so hard that the network is spoilt and nothing is learnt of the others.
+    """
+    if not first:
+        return space
+    near = [_near(slot, at) for slot, at in zip(space.slots, first[0], strict=True)]  # type: ignore[arg-type]
+    return space.starting_with(first, near)
+
+
 def edges(graph: Graph, layers: Sequence[Layer]) -> list[tuple[int, int]]:
     """Data flow between ``layers``, by their positions: (i, j) when a path from i to j meets no other of them."""
     number = {layer.name: i for i, layer in enumerate(layers)}
@@ -101,7 +121,12 @@ def kind(layer: Layer) -> str:
 
 def _choices(layer: Layer, graph: Graph, schemes: Sequence[str], rates: Sequence[float], blocks: Sequence[int]) -> tuple[LayerScheme, ...]:
     legal = legal_schemes(layer, graph, schemes, rates, blocks)
-    return legal if "none" in schemes or len(legal) == 1 else legal[1:]
+    allowed = legal if "none" in schemes or len(legal) == 1 else legal[1:]
+    return tuple(sorted(allowed, key=lambda c: c.rate))  # alike: the rate tells more than the scheme
+
+
+def _near(slot: Sequence[LayerScheme], at: LayerScheme) -> list[float]:
+    return [w * math.exp(-abs(math.log(c.rate / at.rate)) / SPREAD) for w, c in zip(_weights(slot), slot, strict=True)]
 
 
 def _weights(slot: Sequence[LayerScheme]) -> list[float]:

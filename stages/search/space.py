@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
@@ -53,8 +52,8 @@ class Trial:
 class Space:
     """Decision slots with categorical choices.
 
-    ``slots[i]`` are the distinct, hashable choices of decision i. ``graph(choices)`` gives the labelled DAG of one candidate for the Weisfeiler-Lehman kernel; without it
-    the slots form a chain. ``first`` are candidates worth evaluating before any proposal, the best guess first. ``weights[i]`` are relative
+    ``slots[i]`` are the distinct, hashable choices of decision i; those that are alike best stand side by side, for ``step``.
+    ``graph(choices)`` gives the labelled DAG of one candidate for the Weisfeiler-Lehman kernel; without it the slots form a chain. ``first`` are candidates worth evaluating before any proposal, the best guess first. ``weights[i]`` are relative
     probabilities (> 0) of slot i's choices when one is drawn at random; uniform by default.
 
     >>> Space([("none", "conv1x1"), (1, 2, 3)]).size
@@ -67,7 +66,7 @@ class Space:
         graph: Callable[[Choices], LabelledGraph] | None = None,
         *,
         first: Sequence[Choices] = (),
-        weights: Sequence[Sequence[float]] | None = None,
+        weights: Sequence[Sequence[float] | np.ndarray] | None = None,
     ):
         self.slots: tuple[tuple[Hashable, ...], ...] = tuple(tuple(slot) for slot in slots)
         self._index = [{choice: i for i, choice in enumerate(slot)} for slot in self.slots]
@@ -81,11 +80,9 @@ class Space:
             raise ValueError("weights need one positive number per choice of every slot")
         self.first = tuple(dict.fromkeys(self.check(choices) for choices in first))
 
-    def starting_with(self, first: Sequence[Choices]) -> Space:
-        """This space with other first candidates."""
-        changed = copy.copy(self)
-        changed.first = tuple(dict.fromkeys(self.check(choices) for choices in first))
-        return changed
+    def starting_with(self, first: Sequence[Choices], weights: Sequence[Sequence[float] | np.ndarray] | None = None) -> Space:
+        """This space with other first candidates, and other weights if given."""
+        return Space(self.slots, self.graph, first=first, weights=self._weights if weights is None else weights)
 
     @property
     def size(self) -> int:
@@ -116,6 +113,15 @@ class Space:
     def draw_slot(self, slot: int, rng: np.random.Generator) -> Hashable:
         """A random choice of one slot, by its weights."""
         return self.slots[slot][rng.choice(len(self.slots[slot]), p=self._weights[slot])]
+
+    def step(self, slot: int, choice: Hashable, rng: np.random.Generator) -> Hashable:
+        """Another choice of the slot, at most a fifth of its length away, by its weights; ``choice`` itself where it is the only one."""
+        here, reach = self._index[slot][choice], max(1, len(self.slots[slot]) // 5)
+        near = [i for i in range(here - reach, here + reach + 1) if i != here and 0 <= i < len(self.slots[slot])]
+        if not near:
+            return choice
+        weights = self._weights[slot][near]
+        return self.slots[slot][int(rng.choice(near, p=weights / weights.sum()))]
 
     def draw(self, rng: np.random.Generator) -> Choices:
         """A random candidate, each slot on its own."""

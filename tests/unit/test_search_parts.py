@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from stages.search import Space, Trial, make_sampler
-from stages.search.q_learning import Agent, epsilon
-from stages.search.screen import expected_improvement, fit_gp, neighbour
+from stages.search.q_learning import Agent, epsilon, scaled
+from stages.search.screen import fit_gp, neighbour, promise
 from stages.search.wl import wl_features, wl_histograms
 
 
@@ -80,11 +80,22 @@ def test_gp_agrees_with_scikit_learn():
     assert 0.99e-5 <= ours.noise_ <= 1.01e-2
 
 
-def test_expected_improvement_prefers_what_resembles_the_best():
+def test_the_screen_prefers_what_resembles_the_best_and_fits_the_budget():
     space = Space([("good", "bad")] * 6)
-    seen = [("good",) * 4 + ("bad",) * 2, ("good",) * 3 + ("bad",) * 3, ("bad",) * 6]
-    gains = expected_improvement(space, seen, np.array([0.9, 0.8, 0.2]), [("good",) * 5 + ("bad",), ("bad",) * 5 + ("good",)], 2)
+    rows = {4: (0.9, 1.0), 3: (0.8, 1.0), 0: (0.2, 1.0)}
+    measured = [Trial(("good",) * n + ("bad",) * (6 - n), *row) for n, row in rows.items()]
+    pool = [("good",) * 5 + ("bad",), ("bad",) * 5 + ("good",)]
+    gains = promise(space, measured, pool, None, 2)
     assert gains[0] > gains[1] >= 0
+    slow = [Trial(t.choices, t.accuracy, 1.0 + t.choices.count("good")) for t in measured]
+    assert promise(space, slow, pool, 1.5, 2)[1] > promise(space, slow, pool, 1.5, 2)[0]  # what is good is too slow
+
+
+def test_without_a_feasible_trial_only_the_budget_counts():
+    space = Space([(1, 2, 3, 4)] * 3, lambda c: ([f"{i}>={k}" if x >= k else f"{i}<{k}" for i, x in enumerate(c) for k in (2, 3, 4)], []))
+    measured = [Trial((x, x, y), 0.9, 10.0 - 2 * x - y, "complete") for x in (1, 2, 3) for y in (1, 2)]
+    chances = promise(space, measured, [(4, 4, 4), (1, 1, 3)], 0.5, 1)
+    assert chances[0] > chances[1]
 
 
 def test_neighbours_stay_near_their_parents():
@@ -116,6 +127,19 @@ def test_weights_steer_draws():
     space = Space([("rare", "common")], weights=[(1, 9)])
     rng = np.random.default_rng(0)
     assert 0.85 < np.mean([space.draw(rng)[0] == "common" for _ in range(1000)]) < 0.95
+
+
+def test_steps_are_short():
+    space = Space([tuple(range(20))])
+    rng = np.random.default_rng(0)
+    assert {space.step(0, 10, rng) for _ in range(300)} == set(range(6, 15)) - {10}
+    assert {space.step(0, 0, rng) for _ in range(300)} == {1, 2, 3, 4}
+    assert Space([("only",)]).step(0, "only", rng) == "only"
+
+
+def test_rewards_are_scaled_for_the_agent():
+    assert scaled({(0,): -1.0, (1,): 0.5, (2,): 1.0}) == {(0,): 0.0, (1,): 0.75, (2,): 1.0}
+    assert scaled({(0,): 0.9}) == {(0,): 0.5}
 
 
 def test_next_new_wraps_round():
