@@ -47,7 +47,7 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
         "macs_dense": manifests["dense"]["macs"]
     }
     write_json(FOLDER / "manifest.json", made | {"so_sha256": sha256(FOLDER / "model.so")} | record)
-    write_json(FOLDER / "metrics.json", metrics)
+    write_json(FOLDER / "metrics.json", metrics | ({"overrides": plain(overrides)} if overrides else {}))
     return metrics
 
 

@@ -53,7 +53,7 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
     )
     write_csv("search_pruner/history.csv", [{"epoch": r["epoch"], "loss": r["loss"], "top1": r["accuracy"]} for r in pruned.curve])
     write_json("search_pruner/race.json", metrics | {"curves": {s["entry"]: s["curve"] for s in outcome.scores}, "history": pruned.curve} | record)
-    write_json("search_pruner/metrics.json", metrics)
+    write_json("search_pruner/metrics.json", metrics | ({"overrides": plain(overrides)} if overrides else {}))
     for checkpoint in folder.glob("*.pt"):
         checkpoint.unlink()
     before, after = accuracy["dense"]["val"], accuracy["pruned"]["val"]

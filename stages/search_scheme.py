@@ -45,7 +45,7 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
         {"metric": task.metric_name, "budget_ms": budget_ms, "dense_ms": dense_ms, "trials": trial_rows(outcome.trials, space), **record},
     )
     write_csv("search_scheme/history.csv", history_rows(outcome.trials, budget_ms))
-    write_json("search_scheme/metrics.json", found | record)
+    write_json("search_scheme/metrics.json", found | ({"overrides": plain(overrides)} if overrides else {}))
     if outcome.best is None:
         Path("search_scheme/scheme.json").unlink(missing_ok=True)
         raise infeasible(outcome, budget_ms)
