@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from stages.compiler.api import compile_model
@@ -77,9 +78,9 @@ def retrain(network: nn.Module, task: Task, scheme: Scheme, config: Config) -> f
     The batch norms are then estimated anew: their running averages are far behind after so few steps (measured: 10 % instead of 96 % after one epoch at rate 3).
     """
     c, module = config.search_scheme, copy.deepcopy(network)
-    masks = prune_(module, scheme)
-    fit(module, task, epochs=c.epochs, lr=c.lr, seed=c.seed, limit=c.train_limit, masks=masks, threads=c.train_threads, evaluate=False)
-    with cpu_threads(c.train_threads):
+    with cpu_threads(c.train_threads):  # of everything: more threads than cores wait for each other
+        masks = prune_(module, scheme)
+        fit(module, task, epochs=c.epochs, lr=c.lr, seed=c.seed, limit=c.train_limit, masks=masks, threads=c.train_threads, evaluate=False)
         recalibrate_bn(module, task, limit=RECALIBRATION)
         return task.evaluate(module)
 
@@ -89,6 +90,7 @@ def serve_latency(config: Config, runs: int) -> Handler:
 
     The budget is compared with ``ratio * dense ms at the start``, not with the candidate's raw ms: training runs beside this, and whatever slows the machine slows both networks of a round.
     """
+    torch.set_num_threads(len(os.sched_getaffinity(0)))  # before its first use; torch would count the cores of the machine
     task, network, graph = open_network(config)
     example, device = task.example(), open_device(config.probe.device)
     folder = tempfile.TemporaryDirectory(prefix="npas-search-")
