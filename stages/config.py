@@ -97,7 +97,7 @@ class SearchScheme:
     q_replay: int = tunable(128, "trajectories replayed after each round (metaQNN: 128)", low=0)
     q_explore: float = tunable(0.55, "share of the trials with epsilon 1.0; then it falls to 0.1 in equal steps (metaQNN: 0.55)", low=0, high=1)
     wl_depth: int = tunable(3, "most Weisfeiler-Lehman rounds; the depth in 1..wl_depth is chosen by marginal likelihood", low=1, high=5)
-    train_limit: int = tunable(480, "training images for the fast evaluation, enough to tell good candidates from bad (0: all)", low=0)
+    train_limit: int = tunable(0, "training images for the fast evaluation (0: all); fewer are faster and tell candidates apart less well", low=0)
     train_threads: int = tunable(1, "CPU threads for training candidates; the other cores measure", low=1)
     runs: int = tunable(30, "timed runs per candidate, each beside the dense reference", low=3)
     seed: int = tunable(0, "seed of the search", low=0)
