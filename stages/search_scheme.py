@@ -36,7 +36,9 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
     ):
         progress.say(f"dense {dense_ms:.3g} ms, budget {budget_ms:.3g} ms, {len(space.layers)} of {len(graph.prunable)} prunable layers are searched")
         rules = Rules(budget_ms, c.trials, c.batch, c.margin)
-        outcome = search(space.space, lambda s: make_sampler(c.strategy, focus(s, s.first), c.trials, budget_ms, c.seed, **tunables), evaluator, journal, rules, progress)
+        outcome = search(
+            space.space, lambda s: make_sampler(c.strategy, focus(s, s.first), c.trials, budget_ms, c.seed, **tunables), evaluator, journal, rules, progress
+        )
 
     record = {"config": plain(c)} | ({"overrides": plain(overrides)} if overrides else {})
     found = metrics(outcome, dense_ms, budget_ms) | {"metric": task.metric_name, "minutes": (time.monotonic() - began) / 60}
@@ -49,9 +51,13 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
     if outcome.best is None:
         Path("search_scheme/scheme.json").unlink(missing_ok=True)
         raise infeasible(outcome, budget_ms)
+    best = outcome.best
+    progress.say(
+        f"{task.metric_name} {100 * (best.accuracy or 0):.1f} at {best.latency_ms:.3g} ms, {found['speedup']:.2f} times as fast as dense; {found['feasible']} of {len(outcome.trials)} trials met the budget"
+    )
     budget = {"ms": c.budget_ms, "ratio": c.budget_ratio if c.budget_ms is None else None}
     write_json(
         "search_scheme/scheme.json",
-        {"target": config.probe.device, "budget": budget, **space.scheme(outcome.best.choices).to_json(), "inputs": inputs, **record},
+        {"target": config.probe.device, "budget": budget, **space.scheme(best.choices).to_json(), "inputs": inputs, **record},
     )
     return found

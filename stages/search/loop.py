@@ -211,7 +211,7 @@ def confirm(sampler: Sampler, evaluator: Evaluator, journal: Journal, rules: Rul
 
 
 def trial_line(sampler: Sampler, trial: Trial, rules: Rules, metric: str) -> str:
-    """``trial 17/30  top1 96.4  0.62 ms <= 0.70  best #12 96.6``."""
+    """``trial 17/30  top1 96.4  0.623 ms <= 0.700  best #12 96.6``."""
     best, order = sampler.best(), list(sampler.told)
     last = f"best #{order.index(best.choices) + 1} {100 * (best.accuracy or 0):.1f}" if best else "best none"
     head = f"trial {order.index(trial.choices) + 1}/{rules.trials}"
@@ -223,8 +223,8 @@ def trial_line(sampler: Sampler, trial: Trial, rules: Rules, metric: str) -> str
 
 
 def milliseconds(value: float, budget_ms: float) -> str:
-    """A latency with the decimals that its budget deserves: 0.62 beside 0.70, 0.0312 beside 0.04."""
-    return f"{value:.{2 if budget_ms >= 0.2 else 4}f}"
+    """A latency with the decimals that its budget deserves: 6.62 beside 6.70, 0.623 beside 0.700, 0.0312 beside 0.0400."""
+    return f"{value:.{max(2, 2 - math.floor(math.log10(budget_ms))) if budget_ms > 0 else 2}f}"
 
 
 def describe(error: BaseException) -> str:

@@ -253,5 +253,8 @@ def test_pareto_by_hand():
     assert pareto(trials) == [True, True, False, False, True]
 
 
-def test_milliseconds():
-    assert (milliseconds(0.623, 0.7), milliseconds(0.03124, 0.04), milliseconds(6.62, 6.7)) == ("0.62", "0.0312", "6.62")
+@pytest.mark.parametrize(
+    ("value", "budget", "text"), [(0.6234, 0.7, "0.623"), (0.03124, 0.04, "0.0312"), (6.62, 6.7, "6.62"), (66.2, 67, "66.20"), (1.0, 1.0, "1.00")]
+)
+def test_milliseconds(value, budget, text):
+    assert milliseconds(value, budget) == text

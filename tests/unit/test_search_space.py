@@ -1,0 +1,133 @@
+"""The space of schemes of a traced network, and what a search leaves behind."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from stages.errors import InfeasibleBudget, UsageError
+from stages.graph import trace
+from stages.schemes import DENSE, LayerScheme, Scheme, legal_schemes
+from stages.search import Trial
+from stages.search.loop import Outcome
+from stages.search.results import history_rows, infeasible, metrics, trial_rows
+from stages.search.scheme_space import edges, focus, nearest, scheme_space
+
+SCHEMES, RATES, BLOCKS = ("none", "filter", "block-punched", "pattern"), (2.0, 3.0, 10.0), (8, 16)
+
+
+@pytest.fixture(scope="module")
+def graph():
+    import torch
+
+    from stages.tasks.zoo import npas_tiny
+
+    return trace(npas_tiny().eval(), torch.zeros(1, 3, 32, 32))
+
+
+@pytest.fixture(scope="module")
+def space(graph):
+    return scheme_space(graph, SCHEMES, RATES, BLOCKS)
+
+
+def test_slots_are_the_layers_worth_pruning_with_their_legal_schemes(graph, space):
+    names = [layer.name for layer in graph.prunable]
+    assert [layer.name for layer in space.layers] == [n for n in names if n in {layer.name for layer in space.layers}]  # topological
+    for layer in graph.prunable:
+        assert (layer in space.layers) == (layer.macs >= 0.005 * graph.macs)
+    for layer, slot in zip(space.layers, space.space.slots, strict=True):
+        assert set(slot) == set(legal_schemes(layer, graph, SCHEMES, RATES, BLOCKS))
+        assert [c.rate for c in slot] == sorted(c.rate for c in slot)
+
+
+def test_every_layer_gets_a_slot_when_no_share_is_asked(graph):
+    assert len(scheme_space(graph, SCHEMES, RATES, BLOCKS, 0.0).layers) == len(graph.prunable)
+
+
+def test_none_can_be_forbidden(graph):
+    strict = scheme_space(graph, ("block-punched",), RATES, BLOCKS)
+    assert not any(DENSE in slot for slot in strict.space.slots)
+
+
+def test_nothing_to_prune_is_a_usage_error(graph):
+    with pytest.raises(UsageError, match="No layer"):
+        scheme_space(graph, ("none",), RATES, BLOCKS)
+
+
+def test_a_candidate_becomes_a_scheme_that_names_every_prunable_layer(graph, space):
+    choices = space.space.draw(np.random.default_rng(0))
+    scheme = space.scheme(choices)
+    assert set(scheme.layers) == {layer.module for layer in graph.prunable}
+    assert [scheme[layer.module] for layer in space.layers] == list(choices)
+    assert Scheme.from_json(scheme.to_json()) == scheme
+    assert scheme.coupled
+
+
+def test_first_are_the_extremes_and_every_uniform_rate(space):
+    first = space.space.first
+    assert first[0] == tuple(nearest(slot, "filter", 10.0, 8) for slot in space.space.slots)
+    assert all(c == DENSE for c in first[-1])
+    for rate in RATES:
+        assert tuple(nearest(slot, "block-punched", rate, 8) for slot in space.space.slots) in first
+
+
+def test_nearest_takes_the_scheme_before_the_rate_before_the_block():
+    slot = [DENSE, LayerScheme("keep", "block-punched", 2.0, 8), LayerScheme("keep", "block-punched", 10.0, 8), LayerScheme("keep", "block-punched", 10.0, 16)]
+    assert nearest(slot, "block-punched", 9.0, 16) == slot[3]
+    assert nearest(slot, "filter", 2.0, 8) == slot[1]  # no filter here
+    assert nearest([DENSE], "pattern", 3.0, 8) == DENSE
+
+
+def test_edges_follow_the_data_past_layers_without_a_slot(graph):
+    layers = [graph["stem.0"], graph["blocks.0.layers.0.0"], graph["head.0"]]
+    assert edges(graph, layers) == [(0, 1), (1, 2)] or edges(graph, layers) == [(0, 1), (0, 2), (1, 2)]
+    assert edges(graph, [graph["stem.0"], graph["head.0"]]) == [(0, 1)]
+
+
+def test_the_labelled_graph_tells_scheme_rate_and_block(space):
+    labels, flow = space.space.graph(space.space.first[0])
+    assert len(labels) == len(space.layers) * (1 + len(RATES))
+    assert all(0 <= a < b < len(space.layers) for a, b in flow)
+    other = space.space.graph(space.space.first[1])[0]
+    assert sum(x != y for x, y in zip(labels, other, strict=True)) > 0
+    assert labels[0].startswith("conv2d 3x3 2^")
+
+
+def test_focused_draws_scatter_round_the_first_candidate(space):
+    near = focus(space.space, [tuple(nearest(slot, "block-punched", 2.0, 8) for slot in space.space.slots)])
+    rng = np.random.default_rng(0)
+    wide, narrow = ([math.log(c.rate) for _ in range(60) for c in s.draw(rng)] for s in (space.space, near))
+    assert abs(np.mean(narrow) - math.log(2)) < abs(np.mean(wide) - math.log(2)) / 2
+    assert set(near.slots) == set(space.space.slots)
+
+
+@pytest.fixture(scope="module")
+def outcome(space):
+    a, b, c, d = space.space.first[:4]
+    trials = (Trial(a, 0.9, 1.0, dense_ms=2.0, ci95=(0.9, 1.1)), Trial(b, None, 3.0, "infeasible"), Trial(c, state="failed", error="x"), Trial(d, 0.95, 1.5))
+    return Outcome(trials, trials[3], 0.8)
+
+
+def test_rows_and_history(space, outcome):
+    rows = trial_rows(outcome.trials, space)
+    assert [row["state"] for row in rows] == ["complete", "infeasible", "failed", "complete"]
+    assert [row["pareto"] for row in rows] == [True, False, False, True]
+    assert set(rows[0]["choices"]) == {layer.module for layer in space.layers}
+    assert [row["best"] for row in history_rows(outcome.trials, 1.2)] == [0.9] * 4
+    assert [row["best"] for row in history_rows(outcome.trials, 2.0)] == [0.9, 0.9, 0.9, 0.95]
+    assert history_rows(outcome.trials[1:3], 2.0)[-1]["best"] is None
+
+
+def test_metrics(outcome):
+    found = metrics(outcome, 3.0, 1.5)
+    assert (found["accuracy"], found["latency_ms"], found["speedup"]) == (0.95, 1.5, 2.0)
+    assert (found["trials"], found["feasible"], found["failed"], found["pareto"]) == (4, 2, 1, 2)
+    assert metrics(Outcome((), None, 0.8), 3.0, 0.5)["accuracy"] is None
+
+
+def test_infeasible_says_what_can_be_reached():
+    error = infeasible(Outcome((), None, 0.8), 0.5)
+    assert isinstance(error, InfeasibleBudget) and error.exit_code == 3 and error.best_ms == 0.8
+    assert "0.500 ms" in error.message and "0.800 ms" in error.message and "--budget-ms 0.84" in error.hint
