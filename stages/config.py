@@ -79,7 +79,7 @@ class SearchScheme:
     budget_ms: float | None = tunable(None, "latency budget in milliseconds on the device; wins over budget_ratio", low=0)
     budget_ratio: float = tunable(0.5, "latency budget as a fraction of the dense latency, when budget_ms is null", low=0, high=1)
     strategy: str = tunable("npas", "who proposes: npas (Q-learning + Gaussian-process screen), ql (Q-learning alone), bo (screen over a random pool), random", choices=("npas", "ql", "bo", "random"))
-    trials: int = tunable(30, "candidates to evaluate", low=1, duration=True)
+    trials: int = tunable(24, "candidates to evaluate", low=1, duration=True)
     schemes: tuple[str, ...] = tunable(("none", "filter", "block-punched", "pattern"), "pruning schemes to choose from", choices=("none", "filter", "block-punched", "pattern"))
     rates: tuple[float, ...] = tunable((2.0, 2.5, 3.0, 5.0, 7.0, 10.0), "pruning rates to choose from (3 keeps one weight in three); none is rate 1", low=1)
     blocks: tuple[int, ...] = tunable((8, 16, 32), "filters that share their kept positions in block-punched and pattern layers", low=1, high=64)
