@@ -52,7 +52,7 @@ class Table(Evaluator):
     def __init__(self, on=None, latency=ms, confirm=ms):
         self.__dict__["calls"] = {"accuracy": [], "latency": [], "confirm": []}
         self.__dict__["on"] = on or {}
-        super().__init__(self.act("accuracy", top1), self.act("latency", lambda c: Timing(latency(c))), self.act("confirm", lambda c: Timing(confirm(c))))
+        super().__init__(self.act("accuracy", top1), self.act("latency", lambda c: Timing(latency(c))), self.act("confirm", lambda c: t if isinstance(t := confirm(c), Timing) else Timing(t)))
 
     def act(self, name, value):
         def call(choices):
@@ -198,6 +198,17 @@ def test_confirmation_falls_to_the_next_best(tmp_path):
     assert outcome.best.choices != best.choices and outcome.best.accuracy <= best.accuracy
     demoted = next(t for t in outcome.trials if t.choices == best.choices)
     assert (demoted.state, demoted.latency_ms) == ("infeasible", 1.2)
+
+
+def test_a_sure_candidate_goes_before_one_that_may_exceed_the_budget(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    best = run(tmp_path / "a").best
+    wide = lambda c: Timing(ms(c), None, (ms(c), RULES.budget_ms + 0.1))  # noqa: E731
+    outcome = run(tmp_path / "b", Table(confirm=lambda c: wide(c) if c == best.choices else ms(c)))
+    assert outcome.best.choices != best.choices and outcome.best.accuracy <= best.accuracy
+    assert next(t for t in outcome.trials if t.choices == best.choices).state == "complete"
+    assert run(tmp_path, Table(confirm=wide)).best.choices == best.choices  # where none is sure, the likely one
 
 
 def test_a_crash_in_the_confirmation_falls_to_the_next_best_too(tmp_path):
