@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -46,10 +46,6 @@ class Step:
     module: str = ""
     scheme: LayerScheme = DENSE
     macs: int = 0
-
-    def then(self, item: tuple[Any, ...], *operands: str) -> Step:
-        """This step with one more epilogue item and its operands."""
-        return replace(self, epilogue=(*self.epilogue, item), inputs=(*self.inputs, *operands))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -140,8 +139,3 @@ class Graph:
     def from_json(d: Mapping[str, Any]) -> Graph:
         """The inverse of to_json, without constants: enough for reports and search spaces."""
         return Graph(tuple(Layer.from_json(x) for x in d["layers"]), tuple(d["outputs"]))
-
-
-def conv_macs(shape: tuple[int, ...], weight_shape: tuple[int, ...]) -> int:
-    """Multiply-accumulates of a convolution or linear layer with this output shape and weight shape."""
-    return math.prod(shape) * math.prod(weight_shape[1:])
