@@ -17,9 +17,11 @@ from torch import nn
 from stages.compiler.api import compile_model
 from stages.config import Config
 from stages.devices import TimingProtocol, open_device, speedup
+from stages.devices.steady import measure_steadily
 from stages.errors import InvalidMeasurement
 from stages.graph import Graph
 from stages.graph.tracing import trace
+from stages.progress import Silent
 from stages.schemes import Scheme
 from stages.schemes.prune import prune_
 from stages.search.loop import Evaluator
@@ -108,11 +110,10 @@ def serve_latency(config: Config, runs: int) -> Handler:
         return compare([candidate, dense], runs, limit)
 
     def sample(models: list[Path], runs: int) -> np.ndarray:
-        for _ in range(ROUNDS):
-            measured = device.measure(models, inputs, TimingProtocol(runs=runs, warmup_seconds=WARM_UP))
-            if measured.valid:
-                return np.array(measured.samples_ms)
-        raise InvalidMeasurement(f"Measured {ROUNDS} times and never validly: {'; '.join(measured.reasons)}.", "Stop other programs, or let the machine cool.")
+        measured = measure_steadily(device, models, inputs, TimingProtocol(runs=runs, warmup_seconds=WARM_UP), Silent())
+        if not measured.valid:
+            raise InvalidMeasurement(f"Never measured validly: {'; '.join(measured.reasons)}.", "Stop other programs, or let the machine cool.")
+        return np.array(measured.samples_ms)
 
     def compare(models: list[Path], runs: int, limit: float) -> tuple[float, float, float, float]:
         rounds = [sample(models, runs)]
