@@ -78,9 +78,15 @@ class SearchScheme:
 
     budget_ms: float | None = tunable(None, "latency budget in milliseconds on the device; wins over budget_ratio", low=0)
     budget_ratio: float = tunable(0.5, "latency budget as a fraction of the dense latency, when budget_ms is null", low=0, high=1)
-    strategy: str = tunable("npas", "who proposes: npas (Q-learning + Gaussian-process screen), ql (Q-learning alone), bo (screen over a random pool), random", choices=("npas", "ql", "bo", "random"))
+    strategy: str = tunable(
+        "npas",
+        "who proposes: npas (Q-learning + Gaussian-process screen), ql (Q-learning alone), bo (screen over a random pool), random",
+        choices=("npas", "ql", "bo", "random"),
+    )
     trials: int = tunable(24, "candidates to evaluate", low=1, duration=True)
-    schemes: tuple[str, ...] = tunable(("none", "filter", "block-punched", "pattern"), "pruning schemes to choose from", choices=("none", "filter", "block-punched", "pattern"))
+    schemes: tuple[str, ...] = tunable(
+        ("none", "filter", "block-punched", "pattern"), "pruning schemes to choose from", choices=("none", "filter", "block-punched", "pattern")
+    )
     rates: tuple[float, ...] = tunable((2.0, 2.5, 3.0, 5.0, 7.0, 10.0), "pruning rates to choose from (3 keeps one weight in three); none is rate 1", low=1)
     blocks: tuple[int, ...] = tunable((8, 16, 32), "filters that share their kept positions in block-punched and pattern layers", low=1, high=64)
     min_share: float = tunable(0.005, "layers with a smaller share of the network's multiply-accumulates stay dense", low=0, high=1)
@@ -126,7 +132,7 @@ class Compile:
     """Compile the pruned network for the device."""
 
     target: str = tunable("host", "host (this machine)", choices=("host",))
-    threads: int = tunable(1, "threads that the compiled network runs on", low=1, high=1)
+    threads: int = tunable(1, "threads that the compiled network runs on", low=1, high=64)
     tolerance: float = tunable(0.001, "largest error against PyTorch, relative to the largest output", low=0)
 
 
@@ -334,7 +340,9 @@ def read_params(path: Path) -> list[tuple[str, str, Any]]:
         raise UsageError(f"{path} does not hold sections.", "Write 'section:' lines with 'key: value' below each.")
     for section, keys in (content or {}).items():
         if not isinstance(keys, dict | None):
-            raise UsageError(f"Section '{section}' of {path} does not hold 'key: value' lines.", f"Write '{section}:' and below it indented 'key: value' lines.")
+            raise UsageError(
+                f"Section '{section}' of {path} does not hold 'key: value' lines.", f"Write '{section}:' and below it indented 'key: value' lines."
+            )
         if section not in SECTIONS:
             raise UsageError(f"Unknown section '{section}' in {path}.", _closest(str(section), SECTIONS))
     return [(section, str(key), value) for section, keys in (content or {}).items() for key, value in (keys or {}).items()]

@@ -29,6 +29,7 @@ from stages.graph.tracing import trace
 from stages.schemes.scheme import Scheme
 from stages.schemes.verify import check_zeros
 
+MOST_THREADS = 64
 _NUMBER = 24  # characters of the longest number
 
 
@@ -46,16 +47,16 @@ def compile_model(
     """``module`` (in eval mode, float32) compiled for inputs shaped like ``example``; its weights are copied.
 
     ``scheme`` names what each layer was pruned to: its masks must already be applied. ``graph`` saves the tracing when the network was traced before.
-    Raises UnsupportedOperator, UsageError (a weight outside the scheme isn't zero) and, with ``check``, WrongOutput (further than ``tolerance`` times the largest output from PyTorch).
+    The library runs on up to ``threads`` threads; they share the work of each layer. Raises UnsupportedOperator, UsageError (a weight outside the scheme isn't zero) and, with ``check``, WrongOutput (further than ``tolerance`` times the largest output from PyTorch).
     """
-    if threads != 1:
-        raise UsageError(f"Can't compile for {threads} threads.", "This version runs compiled networks on one thread.")
+    if not 1 <= threads <= MOST_THREADS:
+        raise UsageError(f"Can't compile for {threads} threads.", f"Between 1 and {MOST_THREADS}.")
     machine = resolve(target)
     if scheme is not None:
         check_zeros(module, scheme)
     seen = graph if graph is not None else trace(module, example)
     tensors = {name: t.detach().cpu().numpy() for name, t in module.state_dict().items()}
-    build = _Build(seen, tensors, scheme or Scheme(), machine)
+    build = _Build(seen, tensors, scheme or Scheme(), machine, threads)
     model = build.link()
     return build.checked(model, module, tolerance) if check else model
 
@@ -63,12 +64,12 @@ def compile_model(
 class _Build:
     """A network on its way: everything but the manifest's measured error is known after construction."""
 
-    def __init__(self, graph: Graph, tensors: Mapping[str, np.ndarray], scheme: Scheme, target: Target):
+    def __init__(self, graph: Graph, tensors: Mapping[str, np.ndarray], scheme: Scheme, target: Target, threads: int):
         self.graph, self.target = graph, target
         self.program = shrink(fuse(lower(graph, tensors, scheme)))
         placed = layouts(self.program, target)
         self.kernels = [select(step, placed, target) for step in self.program.steps]
-        self.plan = plan(self.program, placed)
+        self.plan = plan(self.program, placed, max((k.scratch for k in self.kernels), default=0), threads)
         self.blob, self.places = pack(self.kernels)
         self.names, self.objects, _ = cache.objects(self.kernels, target)
 
@@ -89,7 +90,7 @@ class _Build:
 
     def _manifest(self, measured: Mapping[str, float]) -> str:
         """The manifest as JSON, its length independent of ``measured``."""
-        target = {**dataclasses.asdict(self.target), "threads": 1}
+        target = {**dataclasses.asdict(self.target), "threads": self.plan.threads}
         document = {
             "schema": "npas-manifest/1",
             "target": {key: target[key] for key in ("triple", "mcpu", "isa", "threads")},
@@ -99,7 +100,7 @@ class _Build:
             "kernels": [_row(kernel) for kernel in self.kernels],
             "max_abs_err": measured.get("max_abs_err"),
             "max_abs_output": measured.get("max_abs_output"),
-            "workspace_bytes": self.plan.size,
+            "workspace_bytes": self.plan.total,
             "weights_bytes": len(self.blob),
             "macs_dense": self.graph.macs,
             "macs": sum(kernel.macs for kernel in self.kernels),

@@ -13,8 +13,8 @@ from stages.compiler.kernels.kernel import Kernel
 from stages.compiler.plan import Plan
 from stages.errors import NpasError
 
-_RUNTIME = Path(__file__).parent / "runtime" / "npas_run.c"
-_OPERANDS = ("x", "e0", "e1", "e2", "w", "b", "ptr", "idx", "y")  # as in kernels/tir.py and runtime/npas_run.c
+_RUNTIME = Path(__file__).parent / "runtime"
+_OPERANDS = ("x", "e0", "e1", "e2", "w", "b", "ptr", "idx", "y", "s")  # as in kernels/tir.py and runtime/npas_run.c
 _EXPORTS = "{ global: npas_manifest; npas_workspace_bytes; npas_run; npas_profile; local: *; };\n"
 
 
@@ -35,8 +35,9 @@ def link(
         (work / "weights.bin").write_bytes(blob or b"\0")
         (work / "manifest.json").write_text(manifest, encoding="utf-8")
         (work / "exports.map").write_text(_EXPORTS, encoding="utf-8")
-        (work / "npas_run.c").write_bytes(_RUNTIME.read_bytes())
-        (work / "model.c").write_text(_source(sorted(set(names)), rows, plan.size), encoding="utf-8")
+        for source in _RUNTIME.glob("*.c"):
+            shutil.copyfile(source, work / source.name)
+        (work / "model.c").write_text(_source(sorted(set(names)), rows, plan), encoding="utf-8")
         _run_linker(work, [str(objects[name].resolve()) for name in sorted(objects)])
         shutil.move(work / "model.so", path)
 
@@ -54,11 +55,13 @@ def _row(kernel: Kernel, name: str, plan: Plan, places: Mapping[str, int]) -> st
     for operand in _OPERANDS:
         if operand in places:
             cells.append(f"{{NPAS_WEIGHTS, {places[operand]}}}")
+        elif operand == "s" and kernel.scratch:
+            cells.append("{NPAS_SCRATCH, 0}")
         elif operand in operands:
             cells.append(_place(operands[operand], plan))
         else:
             cells.append("{NPAS_NONE, 0}")
-    return f"  {{{name}, {{{', '.join(cells)}}}}},"
+    return f"  {{{name}, {kernel.units}, {{{', '.join(cells)}}}}},"
 
 
 def _place(value: str, plan: Plan) -> str:
@@ -72,13 +75,14 @@ def _embedded(symbol: str, file: str) -> str:
     return f'__asm__(".section .rodata\\n.balign 64\\n.globl {symbol}\\n{symbol}:\\n.incbin \\"{file}\\"\\n.byte 0\\n.previous\\n");'
 
 
-def _source(names: Sequence[str], rows: Sequence[str], workspace: int) -> str:
+def _source(names: Sequence[str], rows: Sequence[str], plan: Plan) -> str:
     declarations = [
-        f"extern void {n}(const void *, const void *, const void *, const void *, const void *, const void *, const void *, const void *, void *);"
+        f"extern void {n}(const void *, const void *, const void *, const void *, const void *, const void *, const void *, const void *, void *, void *, int32_t, int32_t);"
         for n in names
     ]
     return "\n".join(
         [
+            f"#define NPAS_MOST_THREADS {plan.threads}",
             '#include "npas_run.c"',
             *declarations,
             "const npas_step npas_steps[] = {",
@@ -89,7 +93,8 @@ def _source(names: Sequence[str], rows: Sequence[str], workspace: int) -> str:
             _embedded("npas_manifest_text", "manifest.json"),
             "extern const char npas_manifest_text[];",
             "const char *npas_manifest(void) { return npas_manifest_text; }",
-            f"size_t npas_workspace_bytes(void) {{ return {max(workspace, 64)}; }}",
+            f"const size_t npas_scratch_place = {plan.size}, npas_scratch_bytes = {plan.scratch};",
+            f"size_t npas_workspace_bytes(void) {{ return {max(plan.total, 64)}; }}",
             "",
         ]
     )
@@ -102,7 +107,7 @@ def linker() -> list[str]:
 
 
 def _run_linker(work: Path, objects: Sequence[str]) -> None:
-    flags = ["-O1", "-fPIC", "-fvisibility=default", "-shared", "-s", "-Wl,--build-id=none", "-Wl,--version-script=exports.map"]
+    flags = ["-O1", "-fPIC", "-fvisibility=default", "-shared", "-pthread", "-s", "-Wl,--build-id=none", "-Wl,--version-script=exports.map"]
     done = subprocess.run([*linker(), *flags, "model.c", *objects, "-o", "model.so"], cwd=work, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines()

@@ -76,7 +76,7 @@ class CompiledModel:
         threads = self.manifest["target"]["threads"]
         code = getattr(self._library, function)(_pointers(inputs), _pointers(outputs), ctypes.c_void_p(self._workspace.ctypes.data), threads, *more)
         if code:
-            raise UsageError(f"The compiled network refused to run (code {code}).", "It was compiled for one thread.")
+            raise UsageError(f"The compiled network refused to run (code {code}).", f"It was compiled for {threads} thread(s).")
 
 
 def load_model(path: str | Path) -> CompiledModel:

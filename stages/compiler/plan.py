@@ -41,14 +41,21 @@ def _frame(step: Step, source: Value, out: Value) -> tuple[int, int, int, int]:
 
 @dataclass(frozen=True)
 class Plan:
-    """Byte offset of each Value in the workspace, and the workspace's size."""
+    """Byte offset of each Value in the workspace, the bytes of all Values, and behind them ``scratch`` bytes for each of ``threads`` threads."""
 
     offsets: dict[str, int]
     size: int
+    scratch: int = 0
+    threads: int = 1
+
+    @property
+    def total(self) -> int:
+        """Bytes of the whole workspace."""
+        return self.size + self.threads * self.scratch
 
 
-def plan(program: Program, placed: dict[str, Layout]) -> Plan:
-    """First-fit: a Value takes the lowest free bytes from the step that first writes it to the last that reads it."""
+def plan(program: Program, placed: dict[str, Layout], scratch: int = 0, threads: int = 1) -> Plan:
+    """First-fit: a Value takes the lowest free bytes from the step that first writes it to the last that reads it. ``scratch`` are the bytes that each thread needs for itself."""
     first: dict[str, int] = {}
     last: dict[str, int] = {}
     for index, step in enumerate(program.steps):
@@ -65,7 +72,7 @@ def plan(program: Program, placed: dict[str, Layout]) -> Plan:
         offsets[name] = _lowest(live, need)
         live.append((offsets[name], need, name))
         size = max(size, offsets[name] + need)
-    return Plan(offsets, size)
+    return Plan(offsets, size, round_up(scratch, ALIGNMENT), threads)
 
 
 def _lowest(live: list[tuple[int, int, str]], need: int) -> int:

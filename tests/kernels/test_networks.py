@@ -148,11 +148,6 @@ def test_wrong_output_is_an_error() -> None:
         compile_model(module, torch.zeros(1, 3, 20, 20), graph=wrong)
 
 
-def test_only_one_thread_in_this_version() -> None:
-    with pytest.raises(UsageError, match="2 threads"):
-        compile_model(nn.ReLU(), torch.zeros(1, 2), threads=2)
-
-
 def test_several_outputs_and_an_output_read_inside() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:

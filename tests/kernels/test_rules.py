@@ -10,7 +10,7 @@ from kernel_kit import check, randomised
 from torch import Tensor, nn
 
 from stages.compiler.kernels.pool import runs
-from stages.compiler.kernels.tir import blocks, split
+from stages.compiler.kernels.units import channel_blocks, split
 
 few = settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
@@ -155,5 +155,7 @@ def test_tiles_and_blocks_cover_everything_once() -> None:
     for total in range(1, 40):
         covered = [first + tile * size + k for size, first, tiles in split(total, 7) for tile in range(tiles) for k in range(size)]
         assert covered == list(range(total))
-        channels = [first + b * lanes * v + k for first, count, lanes, v in blocks(total, (16, 8, 4), 4) for b in range(count) for k in range(lanes * v)]
+        channels = [
+            first + b * lanes * v + k for first, count, lanes, v in channel_blocks(total, (16, 8, 4), 4) for b in range(count) for k in range(lanes * v)
+        ]
         assert channels == list(range(total))

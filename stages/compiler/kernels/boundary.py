@@ -7,6 +7,7 @@ from typing import Any
 
 from stages.compiler.ir import Layout
 from stages.compiler.kernels.kernel import Kernel, Placed
+from stages.compiler.kernels.units import channel_blocks, units
 from stages.compiler.target import Target
 from stages.schemes.scheme import LayerScheme
 
@@ -26,7 +27,21 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
         return None
     inward = step.op == "input"
     inside = placed.output if inward else placed.inputs[0]
-    return Kernel("boundary", Spec(inward, inside), step, {}, "", 0, f"NCHW {'to' if inward else 'from'} {'padded NCHW' if inside.planar else 'NHWC'}")
+    return Kernel(
+        "boundary",
+        Spec(inward, inside),
+        step,
+        {},
+        "",
+        0,
+        f"NCHW {'to' if inward else 'from'} {'padded NCHW' if inside.planar else 'NHWC'}",
+        units([_dims(inside)]),
+    )
+
+
+def _dims(inside: Layout) -> tuple[int, ...]:
+    n, c, h, w = inside.shape
+    return (n * c, h) if inside.planar else (n, h, w)
 
 
 def emit(spec: Spec, name: str, target: Target) -> Any:
@@ -50,12 +65,15 @@ def _rows(o: Any, inside: Layout, target: Target) -> None:
 
     n, c, h, w = inside.shape
     plane = Layout((n * c, 1, h, w), 1, inside.border)
-    tir.zero_frame(o.y, plane, target.narrow)
-    with tir.T.serial(0, n * c) as p, tir.T.serial(0, h) as i:
-        for first, count, lanes, _ in tir.blocks(w, target.narrow, 1):
+    tir.zero_frame(o, plane, target.narrow)
+
+    def row(p: Any, i: Any) -> None:
+        for first, count, lanes, _ in channel_blocks(w, target.narrow, 1):
             with tir.T.serial(0, count) as block:
                 column = tir.T.Bind(block * lanes + first)
                 tir.store(o.y, p * plane.image + i * plane.row + plane.origin + column, o.x[tir.at((p * h + i) * w + column, lanes)], lanes)
+
+    tir.nest(o, units([_dims(inside)]), _dims(inside), row)
 
 
 def _vectors(o: Any, spec: Spec, target: Target) -> None:
@@ -65,9 +83,10 @@ def _vectors(o: Any, spec: Spec, target: Target) -> None:
     inside = spec.inside
     channels = inside.shape[1]
     if spec.inward:
-        tir.zero_frame(o.y, inside, target.narrow)
-    with tir.T.serial(0, inside.shape[0]) as n:
-        for first, count, lanes, _ in tir.blocks(channels, target.narrow, 1):
+        tir.zero_frame(o, inside, target.narrow)
+
+    def vector(n: Any, _i: Any, _j: Any) -> None:
+        for first, count, lanes, _ in channel_blocks(channels, target.narrow, 1):
             with tir.T.serial(0, count) as block:
                 column = tir.T.Bind(block * lanes + first)
                 here, there = n * inside.image + inside.origin + column, n * channels + column
@@ -76,15 +95,18 @@ def _vectors(o: Any, spec: Spec, target: Target) -> None:
                 else:
                     tir.store(o.y, there, o.x[tir.at(here, lanes)], lanes)
 
+    tir.nest(o, units([_dims(inside)]), _dims(inside), vector)
+
 
 def _transpose(o: Any, spec: Spec, target: Target) -> None:
     from stages.compiler.kernels import tir
 
     T, inside = tir.T, spec.inside
-    n_, c_, h_, w_ = inside.shape
+    _, c_, h_, w_ = inside.shape
     if spec.inward:
-        tir.zero_frame(o.y, inside, target.narrow)
-    with T.serial(0, n_) as n, T.serial(0, h_) as i, T.serial(0, w_) as j:
+        tir.zero_frame(o, inside, target.narrow)
+
+    def pixel(n: Any, i: Any, j: Any) -> None:
         here = T.Bind(n * inside.image + i * inside.row + j * inside.pitch + inside.origin)
         with T.serial(0, c_) as c:
             there = ((n * c_ + c) * h_ + i) * w_ + j
@@ -94,3 +116,5 @@ def _transpose(o: Any, spec: Spec, target: Target) -> None:
                 T.buffer_store(o.y, o.x[here + c], [there])
         if spec.inward and inside.pitch > c_:
             tir.fill(o.y, here + c_, inside.pitch - c_, 0.0, target.narrow)
+
+    tir.nest(o, units([_dims(inside)]), _dims(inside), pixel)

@@ -7,6 +7,7 @@ from typing import Any
 
 from stages.compiler.ir import Layout, View
 from stages.compiler.kernels.kernel import Kernel, Placed
+from stages.compiler.kernels.units import channel_blocks, units
 from stages.compiler.target import Target
 from stages.schemes.scheme import LayerScheme
 
@@ -31,7 +32,13 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
         return None
     a = step.attrs
     spec = Spec((placed.output.shape[0], *a["counts"]), a["source"], a["target"], placed.inputs[0].view, placed.output, a.get("fill"), a["first"])
-    return Kernel("copy", spec, step, {}, "", 0, "copy of a part")
+    return Kernel("copy", spec, step, {}, "", 0, "copy of a part", _units(spec))
+
+
+def _units(spec: Spec) -> int:
+    """One where the rest is filled first: a part must not be overwritten by another thread's filling."""
+    n, _, h, w = spec.counts
+    return 1 if spec.fill is not None else units([(n, h, w)])
 
 
 def emit(spec: Spec, name: str, target: Target) -> Any:
@@ -42,23 +49,26 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
 
     def body(o: Any) -> None:
         if spec.frame:
-            tir.zero_frame(o.y, spec.out, target.narrow)
+            tir.zero_frame(o, spec.out, target.narrow)
         n_, c_, h_, w_ = spec.counts
         (c0, cs), (y0, ys), (x0, xs) = spec.source
         (d0, ds), (v0, vs), (u0, us) = spec.target
         x, y = spec.x, spec.out.view
         if spec.fill is not None:
             _fill(o, spec, target)
-        with T.serial(0, n_) as n, T.serial(0, h_) as i, T.serial(0, w_) as j:
+
+        def pixel(n: Any, i: Any, j: Any) -> None:
             read = T.Bind(n * x[1] + (i * ys + y0) * x[2] + (j * xs + x0) * x[3] + (x[0] + c0))
             write = T.Bind(n * y[1] + (i * vs + v0) * y[2] + (j * us + u0) * y[3] + (y[0] + d0))
             if cs == ds == 1:
-                for first, count, lanes, _ in tir.blocks(c_, target.narrow, 1):
+                for first, count, lanes, _ in channel_blocks(c_, target.narrow, 1):
                     with T.serial(0, count) as block:
                         tir.store(o.y, write + (block * lanes + first), o.x[tir.at(read + (block * lanes + first), lanes)], lanes)
             else:
                 with T.serial(0, c_) as c:
                     T.buffer_store(o.y, o.x[read + c * cs], [write + c * ds])
+
+        tir.nest(o, _units(spec), (n_, h_, w_), pixel)
 
     return tir.function(name, body)
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from stages.compiler.ir import Epilogue, Layout, View
 from stages.compiler.kernels.kernel import Kernel, Placed
+from stages.compiler.kernels.units import channel_blocks, split, units
 from stages.compiler.target import Target
 from stages.schemes.scheme import LayerScheme
 
@@ -41,9 +42,12 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     n, c, h, w = out.shape
     pixels = _pixels(w, kh * kw, target)
     spec = Spec((n, h, w), (origin, source.image, source.row, source.pitch), out, further, (kh, kw), attrs["stride"], attrs["dilation"], pixels, step.epilogue)
-    return Kernel(
-        "depthwise", spec, step, _pack(step.weight, step.bias, out.pitch), f"1x{pixels} pixels", c * kh * kw * n * h * w, "depthwise: one filter a channel"
-    )
+    macs, data = c * kh * kw * n * h * w, _pack(step.weight, step.bias, out.pitch)
+    return Kernel("depthwise", spec, step, data, f"1x{pixels} pixels", macs, "depthwise: one filter a channel", _units(spec, target))
+
+
+def _units(spec: Spec, target: Target) -> int:
+    return units((*spec.dims[:2], count) for _, count, _, _ in channel_blocks(spec.out.pitch, target.narrow, 1))
 
 
 def _pixels(width: int, weights: int, target: Target) -> int:
@@ -67,14 +71,17 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
     T = tir.T
 
     def body(o: Any) -> None:
-        tir.zero_frame(o.y, spec.out, target.narrow)
-        for first, count, lanes, _ in tir.blocks(spec.out.pitch, target.narrow, 1):
-            with T.serial(0, spec.dims[0]) as n, T.serial(0, spec.dims[1]) as y, T.serial(0, count) as block:
+        tir.zero_frame(o, spec.out, target.narrow)
+        for first, count, lanes, _ in channel_blocks(spec.out.pitch, target.narrow, 1):
+
+            def row(n: Any, y: Any, block: Any, first: int = first, lanes: int = lanes) -> None:
                 channel = T.Bind(block * lanes + first)
                 weights = _Weights(o, spec, channel, lanes)
-                for pixels, start, tiles in tir.split(spec.dims[2], spec.pixels):
+                for pixels, start, tiles in split(spec.dims[2], spec.pixels):
                     with T.serial(0, tiles) as tile:
                         _tile(o, spec, weights, (n, y, tile * pixels + start), pixels, channel, lanes)
+
+            tir.nest(o, _units(spec, target), (*spec.dims[:2], count), row)
 
     return tir.function(name, body)
 

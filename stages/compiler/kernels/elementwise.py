@@ -9,6 +9,7 @@ import numpy as np
 
 from stages.compiler.ir import Epilogue, Layout, View, merge
 from stages.compiler.kernels.kernel import Kernel, Placed
+from stages.compiler.kernels.units import channel_blocks, units
 from stages.compiler.target import Target
 from stages.schemes.scheme import LayerScheme
 
@@ -39,7 +40,7 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     if ("affine",) in step.epilogue:
         data = {"w": _padded(step.attrs["scale"], out.pitch), "b": _padded(step.attrs["shift"], out.pitch)}
     names = ", ".join(str(item[0]) for item in step.epilogue) or "copy"
-    return Kernel("elementwise", Spec(dims, views[0], views[1], out, views[2:], step.epilogue), step, data, "", 0, names)
+    return Kernel("elementwise", Spec(dims, views[0], views[1], out, views[2:], step.epilogue), step, data, "", 0, names, units([dims]))
 
 
 def _padded(values: np.ndarray, pitch: int) -> np.ndarray:
@@ -55,13 +56,15 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
     T = tir.T
 
     def body(o: Any) -> None:
-        tir.zero_frame(o.y, spec.out, target.narrow)
-        n_, h_, w_ = spec.dims
-        with T.serial(0, n_) as n, T.serial(0, h_) as i, T.serial(0, w_) as j:
-            for first, count, lanes, vectors in tir.blocks(spec.out.pitch, target.narrow, 4):
+        tir.zero_frame(o, spec.out, target.narrow)
+
+        def pixel(n: Any, i: Any, j: Any) -> None:
+            for first, count, lanes, vectors in channel_blocks(spec.out.pitch, target.narrow, 4):
                 with T.serial(0, count) as block:
                     for v in range(vectors):
                         place = epilogue.Place((n, i, j), block * (lanes * vectors) + (first + v * lanes), lanes)
                         epilogue.finish(o, o.x[place.index(spec.x)], spec.epilogue, place, spec.y, spec.extras)
+
+        tir.nest(o, units([spec.dims]), spec.dims, pixel)
 
     return tir.function(name, body)

@@ -7,7 +7,9 @@ The scheme's idea is block-punched pruning (NPAS, section 4.1); the loop is a ga
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ import numpy as np
 from stages.compiler.ir import Epilogue, Layout, View, merge
 from stages.compiler.kernels.kernel import Kernel, Placed
 from stages.compiler.kernels.packing import Group, choose_groups, pack, positions
+from stages.compiler.kernels.units import WANTED, split, units
 from stages.compiler.target import Target
 from stages.compiler.tiles import Tile, chains
 from stages.schemes.scheme import LayerScheme
@@ -50,7 +53,7 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     data, kept = pack(weight, step.bias, groups, _offsets(placed))
     spec = Spec(dims, x[1:], y, out, extras, _segments(groups), tile.rows, tile.cols, _pixels_outer(dims, tile, source, weight), step.epilogue)
     macs = kept * out.shape[0] * out.shape[2] * out.shape[3]
-    return Kernel("gather", spec, step, data, tile.label, macs, _reason(scheme, groups, weight.size, kept))
+    return Kernel("gather", spec, step, data, tile.label, macs, _reason(scheme, groups, weight.size, kept), units(n.dims for n in _nests(spec)))
 
 
 def _walk(placed: Placed) -> tuple[tuple[int, int, int], View, View, tuple[View, ...]]:
@@ -91,28 +94,62 @@ def _reason(scheme: LayerScheme, groups: tuple[Group, ...], dense: int, kept: in
     return f"{scheme.label}: groups of filters {sizes}, {kept} of {dense} weights"
 
 
+@dataclass(frozen=True)
+class _Nest:
+    """One nest of loops: ``dims`` flattened outermost first, one size of pixel tile, and the segments that each tile does (one of them is a loop of its own in ``dims`` if ``single``)."""
+
+    dims: tuple[int, ...]
+    tile: tuple[int, int]
+    corner: tuple[int, int]
+    segments: tuple[int, ...]
+    single: bool
+
+
+def _nests(spec: Spec) -> list[_Nest]:
+    """Tiles outermost with all groups inside each, or single groups: outermost, or innermost where the tiles alone are too few to divide."""
+    found: list[_Nest] = []
+    every = tuple(range(len(spec.segments)))
+    for rows, row0, row_tiles in split(spec.dims[1], spec.rows):
+        for cols, col0, col_tiles in split(spec.dims[2], spec.cols):
+            tiles = (spec.dims[0], row_tiles, col_tiles)
+            if spec.pixels_outer and prod(tiles) >= WANTED // 2:
+                found.append(_Nest(tiles, (rows, cols), (row0, col0), every, False))
+                continue
+            for index, segment in enumerate(spec.segments):
+                dims = (*tiles, segment[1]) if spec.pixels_outer else (segment[1], *tiles)
+                found.append(_Nest(dims, (rows, cols), (row0, col0), (index,), True))
+    return found
+
+
 def emit(spec: Spec, name: str, target: Target) -> Any:
     """The kernel's PrimFunc."""
     from stages.compiler.kernels import tir
 
-    T = tir.T
-
     def body(o: Any) -> None:
-        tir.zero_frame(o.y, spec.out, target.narrow)
-        for rows, row0, row_tiles in tir.split(spec.dims[1], spec.rows):
-            for cols, col0, col_tiles in tir.split(spec.dims[2], spec.cols):
-                block = (rows, cols)
-                if spec.pixels_outer:
-                    with T.serial(0, spec.dims[0]) as n, T.serial(0, row_tiles) as i, T.serial(0, col_tiles) as j:
-                        for index, segment in enumerate(spec.segments):
-                            with T.serial(0, segment[1]) as g:
-                                _micro(o, spec, block, (n, i * rows + row0, j * cols + col0), segment, g, _first(spec, index), target)
-                else:
-                    for index, segment in enumerate(spec.segments):
-                        with T.serial(0, segment[1]) as g, T.serial(0, spec.dims[0]) as n, T.serial(0, row_tiles) as i, T.serial(0, col_tiles) as j:
-                            _micro(o, spec, block, (n, i * rows + row0, j * cols + col0), segment, g, _first(spec, index), target)
+        tir.zero_frame(o, spec.out, target.narrow)
+        nests = _nests(spec)
+        for nest in nests:
+            tir.nest(o, units(n.dims for n in nests), nest.dims, _walker(o, spec, nest, target))
 
     return tir.function(name, body)
+
+
+def _walker(o: Any, spec: Spec, nest: _Nest, target: Target) -> Callable[..., None]:
+    """What happens inside the loops of ``nest``."""
+    from stages.compiler.kernels import tir
+
+    def visit(*indices: Any) -> None:
+        (n, i, j) = indices[-3:] if nest.single and not spec.pixels_outer else indices[:3]
+        pixel = (n, i * nest.tile[0] + nest.corner[0], j * nest.tile[1] + nest.corner[1])
+        if nest.single:
+            group = indices[3] if spec.pixels_outer else indices[0]
+            _micro(o, spec, nest.tile, pixel, spec.segments[nest.segments[0]], group, _first(spec, nest.segments[0]), target)
+            return
+        for index in nest.segments:
+            with tir.T.serial(0, spec.segments[index][1]) as g:
+                _micro(o, spec, nest.tile, pixel, spec.segments[index], g, _first(spec, index), target)
+
+    return visit
 
 
 def _first(spec: Spec, index: int) -> int:

@@ -31,6 +31,7 @@ class Kernel:
 
     ``rule`` is the module in kernels/ whose ``emit(spec, name, target)`` writes the code; ``spec``, a frozen dataclass of plain values, is all that the code depends on, so kernels with equal
     specs share one object file. ``data`` holds the packed arrays by operand name (w, b, ptr, idx). ``x`` and the further operands are ``step.inputs``, ``y`` is ``step.output``.
+    The work is divided into ``units`` that may run at the same time in any split (units.py); ``scratch`` is how many bytes of memory of its own each thread needs.
     """
 
     rule: str
@@ -40,3 +41,5 @@ class Kernel:
     tile: str = ""
     macs: int = 0
     reason: str = ""
+    units: int = 1
+    scratch: int = 0

@@ -8,6 +8,7 @@ from typing import Any
 
 from stages.compiler.ir import Epilogue, Layout, View
 from stages.compiler.kernels.kernel import Kernel, Placed
+from stages.compiler.kernels.units import channel_blocks, units
 from stages.compiler.target import Target
 from stages.schemes.scheme import LayerScheme
 
@@ -37,7 +38,7 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     further = tuple(e.view if mode == "full" else (0, e.image, 0, 0) for e, mode in zip(placed.inputs[1:], placed.modes, strict=True))
     rows, cols = runs(step.attrs["rows"]), runs(step.attrs["cols"])
     spec = Spec(step.attrs["kind"], rows, cols, placed.inputs[0].view, placed.output, further, step.epilogue)
-    return Kernel("pool", spec, step, {}, "", 0, f"{step.attrs['kind']} pooling")
+    return Kernel("pool", spec, step, {}, "", 0, f"{step.attrs['kind']} pooling", units(d for d, *_ in _nests(spec, target)))
 
 
 def runs(windows: Sequence[Window]) -> tuple[Run, ...]:
@@ -54,6 +55,12 @@ def runs(windows: Sequence[Window]) -> tuple[Run, ...]:
     return tuple(found)
 
 
+def _nests(spec: Spec, target: Target) -> list[tuple[tuple[int, ...], Run, Run, tuple[int, int, int, int]]]:
+    """(loops, rows, columns, block of channels) of each nest of loops."""
+    blocks = channel_blocks(spec.out.pitch, target.narrow, 4)
+    return [((spec.out.shape[0], rows[1], cols[1], block[1]), rows, cols, block) for rows in spec.rows for cols in spec.cols for block in blocks]
+
+
 def emit(spec: Spec, name: str, target: Target) -> Any:
     """The kernel's PrimFunc."""
     from stages.compiler.kernels import tir
@@ -61,13 +68,16 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
     T = tir.T
 
     def body(o: Any) -> None:
-        tir.zero_frame(o.y, spec.out, target.narrow)
-        for rows in spec.rows:
-            for cols in spec.cols:
-                for first, count, lanes, vectors in tir.blocks(spec.out.pitch, target.narrow, 4):
-                    with T.serial(0, spec.out.shape[0]) as n, T.serial(0, rows[1]) as i, T.serial(0, cols[1]) as j, T.serial(0, count) as block:
-                        channel = T.Bind(block * (lanes * vectors) + first)
-                        _window(o, spec, rows, cols, (n, i, j), channel, lanes, vectors)
+        nests = _nests(spec, target)
+        tir.zero_frame(o, spec.out, target.narrow)
+        for dims, rows, cols, (first, _, lanes, vectors) in nests:
+
+            def window(
+                n: Any, i: Any, j: Any, block: Any, rows: Run = rows, cols: Run = cols, first: int = first, lanes: int = lanes, vectors: int = vectors
+            ) -> None:
+                _window(o, spec, rows, cols, (n, i, j), T.Bind(block * (lanes * vectors) + first), lanes, vectors)
+
+            tir.nest(o, units(d for d, *_ in nests), dims, window)
 
     return tir.function(name, body)
 

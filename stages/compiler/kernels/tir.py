@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from math import prod
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +15,10 @@ from tvm.script.ir_builder import tirx as T
 from tvm.tirx.compilation_pipeline import finalize_device_passes
 
 from stages.compiler.ir import Layout
+from stages.compiler.kernels.units import outer
 
-# Every kernel has this C signature; operands it doesn't use are null. x: input; e0..e2: further activations; w, b: packed weights, bias; ptr, idx: sparsity; y: output.
+# Every kernel has this C signature and then (int32 lo, int32 hi), the range of units to do; operands it doesn't use are null.
+# x: input; e0..e2: further activations; w, b: packed weights, bias; ptr, idx: sparsity; y: output; s: scratch of the thread.
 OPERANDS = (
     ("x", "float32"),
     ("e0", "float32"),
@@ -26,19 +29,60 @@ OPERANDS = (
     ("ptr", "int32"),
     ("idx", "int32"),
     ("y", "float32"),
+    ("s", "float32"),
 )
 _UNBOUNDED = 1 << 30  # the buffers' sizes are the planner's concern
 
 
 def function(name: str, body: Callable[[SimpleNamespace], None], unaligned: tuple[str, ...] = ()) -> Any:
-    """The PrimFunc ``name`` whose statements ``body(operands)`` emits. ``unaligned`` names operands that are the caller's memory: no alignment beyond a float's."""
+    """The PrimFunc ``name`` whose statements ``body(operands)`` emits; ``operands.lo`` and ``.hi`` bound the units to do.
+
+    ``unaligned`` names operands that are the caller's memory: no alignment beyond a float's.
+    """
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(name)
         T.func_attr({"global_symbol": name, "tirx.noalias": True})
         pointers = [T.arg(n, T.ptr(dtype)) for n, dtype in OPERANDS]  # all arguments come before any buffer
+        lo, hi = (T.arg(n, T.int32()) for n in ("lo", "hi"))
         buffers = {n: T.decl_buffer((_UNBOUNDED,), dtype, data=p, align=4 if n in unaligned else 0) for (n, dtype), p in zip(OPERANDS, pointers, strict=True)}
-        body(SimpleNamespace(**buffers))
+        body(SimpleNamespace(**buffers, lo=lo, hi=hi))
     return builder.get()
+
+
+def nest(o: Any, total: int, dims: Sequence[int], body: Callable[..., None]) -> None:
+    """The loops ``dims`` around ``body(*indices)``, as far as they belong to the call's share lo..hi of the kernel's ``total`` units (see units.py)."""
+    flat = outer(dims)
+    count = prod(dims[:flat])
+    if count == total:
+        begin, end = o.lo, o.hi
+    else:
+        begin, end = T.Bind(tirx.truncdiv(o.lo * count, total)), T.Bind(tirx.truncdiv(o.hi * count, total))
+    with T.serial(begin, end) as unit:
+        _inner(list(dims[flat:]), _decoded(unit, dims[:flat]), body)
+
+
+def _decoded(unit: Any, dims: Sequence[int]) -> list[Any]:
+    """The loop indices of a flattened unit, outermost first; loops of one round cost nothing."""
+    found: list[Any] = []
+    rest = prod(dims)
+    for index, extent in enumerate(dims):
+        rest //= extent
+        if extent == 1:
+            found.append(0)
+        elif rest == 1 and index == 0:
+            found.append(unit)
+        else:
+            value = tirx.truncdiv(unit, rest) if rest > 1 else unit
+            found.append(T.Bind(value if all(d == 1 for d in dims[:index]) else tirx.truncmod(value, extent)))
+    return found
+
+
+def _inner(dims: list[int], indices: list[Any], body: Callable[..., None]) -> None:
+    if not dims:
+        body(*indices)
+        return
+    with T.serial(0, dims[0]) as index:
+        _inner(dims[1:], [*indices, index], body)
 
 
 def splat(value: float, lanes: int) -> Any:
@@ -77,10 +121,15 @@ def fill(buffer: Any, start: Any, count: int, value: float, choices: tuple[int, 
         store(buffer, start + offset, splat(value, width), width)
 
 
-def zero_frame(y: Any, layout: Layout, choices: tuple[int, ...]) -> None:
-    """Zero the frame of pixels around a pixel-major Value: padding that its readers rely on."""
+def zero_frame(o: Any, layout: Layout, choices: tuple[int, ...]) -> None:
+    """Zero the frame of pixels around the pixel-major output: padding that its readers rely on. The call that begins at unit 0 does it."""
     if not any(layout.border):
         return
+    with T.If(o.lo == 0), T.Then():
+        _zero_frame(o.y, layout, choices)
+
+
+def _zero_frame(y: Any, layout: Layout, choices: tuple[int, ...]) -> None:
     top, left, bottom, right = layout.border
     inner, between = layout.shape[3] * layout.pitch, (right + left) * layout.pitch
     height, last = layout.shape[2], (right + bottom * layout.cols) * layout.pitch
@@ -91,26 +140,6 @@ def zero_frame(y: Any, layout: Layout, choices: tuple[int, ...]) -> None:
             with T.serial(0, height - 1) as row:
                 fill(y, start + (layout.origin + inner) + row * layout.row, between, 0.0, choices)
         fill(y, start + (layout.origin + (height - 1) * layout.row + inner), last, 0.0, choices)
-
-
-def split(total: int, size: int) -> list[tuple[int, int, int]]:
-    """``total`` positions in balanced tiles of at most ``size``: (tile size, first position, number of tiles), at most two sizes. 10 by 7 -> [(5, 0, 2)]."""
-    tiles = -(-total // size)
-    base, longer = divmod(total, tiles)
-    found = [(base + 1, 0, longer), (base, longer * (base + 1), tiles - longer)]
-    return [f for f in found if f[2]]
-
-
-def blocks(channels: int, choices: tuple[int, ...], most: int) -> list[tuple[int, int, int, int]]:
-    """``channels`` floats as (first, number of blocks, lanes, vectors): blocks of up to ``most`` widest vectors, then narrower ones. 72 by 4x16 -> (0, 1, 16, 4), (64, 1, 8, 1)."""
-    found, start = [], 0
-    for lanes in (*choices, 1):
-        for vectors in range(most, 0, -1):
-            count = (channels - start) // (lanes * vectors)
-            if count:
-                found.append((start, count, lanes, vectors))
-                start += count * lanes * vectors
-    return found
 
 
 def _pipeline() -> tuple[Any, Any, Any]:

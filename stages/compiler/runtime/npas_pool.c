@@ -1,0 +1,121 @@
+/* Threads that wait for the next run. Between the steps of a run they spin, because a step takes microseconds; between runs they spin briefly and then sleep.
+   One run at a time has the pool; a second caller waits. The calling thread is thread 0. */
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+
+enum { NPAS_SPINS = 4000, NPAS_IDLE_SPINS = 2000 }; /* pauses before the processor is offered to others (some 50 us), and before a waiting thread sleeps */
+
+static void npas_work(const npas_job *job, int thread);
+
+static struct {
+  pthread_mutex_t run, sleep;
+  pthread_cond_t wake;
+  pthread_t threads[NPAS_MOST_THREADS];
+  unsigned seen[NPAS_MOST_THREADS]; /* the last round before a thread was started */
+  int started;                      /* threads besides the caller */
+  npas_job job;
+  atomic_uint round;   /* number of the latest run */
+  atomic_uint taken;   /* copies of the job made by threads, ever */
+  atomic_uint arrived; /* arrivals at meetings, ever: never reset, because somebody may still be leaving the last one */
+  unsigned base;       /* arrivals before this run */
+  unsigned expected;   /* copies of the job when every thread has this run's */
+  int stop;
+} npas_pool = {.run = PTHREAD_MUTEX_INITIALIZER, .sleep = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
+
+static void npas_pause(void) {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
+static void npas_await(atomic_uint *counter, unsigned wanted) {
+  for (int spins = 0; (int)(atomic_load_explicit(counter, memory_order_acquire) - wanted) < 0; spins++) {
+    if (spins < NPAS_SPINS) npas_pause();
+    else sched_yield();
+  }
+}
+
+/* Every thread of the job has come to the meeting with this number, counted from 1. */
+static void npas_meet(const npas_job *job, unsigned meeting) {
+  if (job->threads == 1) return;
+  atomic_fetch_add_explicit(&npas_pool.arrived, 1, memory_order_acq_rel);
+  npas_await(&npas_pool.arrived, npas_pool.base + meeting * (unsigned)job->threads);
+}
+
+static void npas_sleep(unsigned seen) {
+  for (int spins = 0; spins < NPAS_IDLE_SPINS; spins++) {
+    if (atomic_load_explicit(&npas_pool.round, memory_order_acquire) != seen) return;
+    npas_pause();
+  }
+  pthread_mutex_lock(&npas_pool.sleep);
+  while (atomic_load_explicit(&npas_pool.round, memory_order_acquire) == seen) pthread_cond_wait(&npas_pool.wake, &npas_pool.sleep);
+  pthread_mutex_unlock(&npas_pool.sleep);
+}
+
+static void *npas_thread(void *number) {
+  int thread = (int)(intptr_t)number;
+  for (unsigned seen = npas_pool.seen[thread];; seen++) {
+    npas_sleep(seen);
+    npas_job job = npas_pool.job;
+    int stop = npas_pool.stop;
+    atomic_fetch_add_explicit(&npas_pool.taken, 1, memory_order_acq_rel);
+    if (stop) return NULL;
+    if (thread < job.threads) npas_work(&job, thread);
+  }
+}
+
+static void npas_announce(void) {
+  pthread_mutex_lock(&npas_pool.sleep);
+  atomic_fetch_add_explicit(&npas_pool.round, 1, memory_order_acq_rel);
+  pthread_cond_broadcast(&npas_pool.wake);
+  pthread_mutex_unlock(&npas_pool.sleep);
+}
+
+/* Take the pool, with as many threads as the job wants, and give it the job. 0, or 1 when threads can't be started. */
+static int npas_start(const npas_job *job) {
+  if (job->threads == 1) return 0;
+  pthread_mutex_lock(&npas_pool.run);
+  while (npas_pool.started < job->threads - 1) {
+    int number = npas_pool.started + 1;
+    npas_pool.seen[number] = atomic_load(&npas_pool.round);
+    if (pthread_create(&npas_pool.threads[number], NULL, npas_thread, (void *)(intptr_t)number)) {
+      pthread_mutex_unlock(&npas_pool.run);
+      return 1;
+    }
+    npas_pool.started = number;
+  }
+  npas_pool.job = *job;
+  npas_pool.base = atomic_load(&npas_pool.arrived);
+  npas_pool.expected += (unsigned)npas_pool.started;
+  npas_announce();
+  return 0;
+}
+
+/* Give the pool back, when every thread has taken the job: the next one overwrites it. */
+static void npas_finish(const npas_job *job) {
+  if (job->threads == 1) return;
+  npas_await(&npas_pool.taken, npas_pool.expected);
+  pthread_mutex_unlock(&npas_pool.run);
+}
+
+/* A child process has none of the threads, and whatever locks its parent held. */
+static void npas_forked(void) {
+  pthread_mutex_init(&npas_pool.run, NULL);
+  pthread_mutex_init(&npas_pool.sleep, NULL);
+  pthread_cond_init(&npas_pool.wake, NULL);
+  npas_pool.started = 0;
+  npas_pool.expected = atomic_load(&npas_pool.taken);
+}
+
+__attribute__((constructor)) static void npas_loaded(void) { pthread_atfork(NULL, NULL, npas_forked); }
+
+/* Before the library's code goes away its threads must have left it. */
+__attribute__((destructor)) static void npas_unloaded(void) {
+  if (!npas_pool.started) return;
+  npas_pool.stop = 1;
+  npas_announce();
+  for (int number = 1; number <= npas_pool.started; number++) pthread_join(npas_pool.threads[number], NULL);
+}
