@@ -8,6 +8,8 @@ from stages.compiler.ir import Layout, Program, Step, Value, round_up
 from stages.compiler.target import Target
 
 ALIGNMENT = 64
+LINE = 64  # bytes of a cache line
+CROWDED = 16  # a pitch of a multiple of so many lines leaves pixels at most 4 of the 64 sets of a first-level cache
 
 
 def layouts(program: Program, target: Target) -> dict[str, Layout]:
@@ -24,7 +26,18 @@ def _layout(value: Value, maker: Step, program: Program, target: Target) -> Layo
             need = _frame(step, value, program.values[step.output])
             border = (max(border[0], need[0]), max(border[1], need[1]), max(border[2], need[2]), max(border[3], need[3]))
     planar = maker.op == "input" and value.shape[2:] != (1, 1) and all(s.op == "conv" and value.name not in s.inputs[1:] for s in readers)
-    return Layout(value.shape, 1 if planar else round_up(value.shape[1], target.narrow[-1]), border, planar)
+    return Layout(value.shape, 1 if planar else _pitch(value, target), border, planar)
+
+
+def _pitch(value: Value, target: Target) -> int:
+    """Floats from one pixel to the next: the channels rounded up to a vector, and a cache line more where neighbouring pixels would share a few sets of the first-level cache.
+
+    A convolution reads the same channel of some 30 pixels side by side. With 512 channels these lie 2 KB apart: in a cache of 64 sets, 8 lines each, only 16 of them fit.
+    Measured, 512 -> 512 channels 3x3 at 14x14, 8.2x pruned: 29 GFLOP/s with a pitch of 512 floats, 75 with 528.
+    """
+    pitch = round_up(value.shape[1], target.narrow[-1])
+    lines = pitch * 4 / LINE
+    return pitch + LINE // 4 if value.shape[2:] != (1, 1) and lines % CROWDED == 0 else pitch
 
 
 def _frame(step: Step, source: Value, out: Value) -> tuple[int, int, int, int]:
