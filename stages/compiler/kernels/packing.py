@@ -30,6 +30,15 @@ def choose_groups(weight: np.ndarray, dims: tuple[int, int, int], target: Target
 
     A mask that is shared by 8 filters may be run in groups of 8, or of 16 with the union of two lists; which is faster depends on the mask and the target.
     """
+    return _choose(weight, dims, target)[1:]
+
+
+def estimate(weight: np.ndarray, dims: tuple[int, int, int], target: Target) -> float:
+    """Processor cycles of the gather kernel by the model of tiles.py; arguments as of ``choose_groups``."""
+    return _choose(weight, dims, target)[0]
+
+
+def _choose(weight: np.ndarray, dims: tuple[int, int, int], target: Target) -> tuple[float, tuple[Group, ...], Tile]:
     quantum = target.narrow[-1]
     kept = _kept(weight != 0, quantum)
     best: tuple[float, tuple[Group, ...], Tile] | None = None
@@ -39,7 +48,7 @@ def choose_groups(weight: np.ndarray, dims: tuple[int, int, int], target: Target
         if best is None or cost < best[0]:
             best = (cost, groups, tile)
     assert best is not None
-    return best[1], best[2]
+    return best
 
 
 def _kept(mask: np.ndarray, quantum: int) -> np.ndarray:
