@@ -5,6 +5,7 @@ The model reproduces the measurements of one Zen 4 core (118 GFLOP/s peak): grou
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 
@@ -13,6 +14,8 @@ from stages.compiler.target import Target
 _LATENCY = 4.0  # cycles from a multiply-add to the next on the same accumulator
 _LOOP = 0.2  # cycles per position that the model doesn't see: index load, addresses, branch
 _TILE = 12.0  # cycles per tile and group besides the positions: bias, epilogue, loop set-up
+_LINE = 1.2  # cycles per cache line that comes from the second level
+_LINE_CHANNELS = 16
 _VARIANT = 1.01  # a second tile size costs code and branches
 
 
@@ -60,20 +63,41 @@ def cycles(pixels: int, lanes: int, vectors: int, target: Target) -> float:
     return max(arithmetic, loads, _LATENCY / chains(pixels, lanes, vectors, target)) + _LOOP
 
 
+@dataclass(frozen=True)
+class Window:
+    """What a convolution reads for one output pixel: kernel and stride along rows and columns, and input channels."""
+
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    channels: int = 1
+
+    def lines(self, rows: int, cols: int, positions: int) -> float:
+        """Cache lines (of 16 channels of a pixel) that a tile of rows x cols pixels reads when ``positions`` of all positions are kept; a compact tile shares most of them."""
+        pixels = ((rows - 1) * self.stride[0] + self.kernel[0]) * ((cols - 1) * self.stride[1] + self.kernel[1])
+        if self.kernel == (1, 1):
+            pixels = rows * cols
+        blocks = -(-self.channels // _LINE_CHANNELS)
+        visits = positions * rows * cols / (blocks * pixels)  # of a line
+        return pixels * blocks * (1 - math.exp(-visits))
+
+
 @cache
-def best_tile(height: int, width: int, lanes: int, vectors: int, positions: int, target: Target) -> tuple[float, Tile]:
+def best_tile(height: int, width: int, lanes: int, vectors: int, positions: int, target: Target, window: Window = Window()) -> tuple[float, Tile]:
     """(cycles for all pixels of one group with ``positions`` kept positions, the Tile that takes them)."""
     most = most_pixels(vectors, target)
-    shapes = [(1, cols) for cols in range(1, min(width, most) + 1)]
-    shapes += [(rows, width) for rows in range(2, min(height, most // width) + 1)]
+    shapes = [(rows, cols) for rows in range(1, min(height, most) + 1) for cols in range(1, min(width, most // rows) + 1)]
 
     def cost(rows: int, cols: int) -> float:
         parts = [(r, c, n * m) for r, n in _sizes(height, rows) for c, m in _sizes(width, cols)]
-        total = sum(count * (positions * cycles(r * c, lanes, vectors, target) + _TILE + r * c * vectors) for r, c, count in parts)
+        total = sum(count * _tile_cycles(r, c, lanes, vectors, positions, target, window) for r, c, count in parts)
         return total * _VARIANT ** (len(parts) - 1)
 
     rows, cols = min(shapes, key=lambda s: (cost(*s), -s[0] * s[1]))
     return cost(rows, cols), Tile(rows, cols, lanes, vectors)
+
+
+def _tile_cycles(rows: int, cols: int, lanes: int, vectors: int, positions: int, target: Target, window: Window) -> float:
+    return positions * cycles(rows * cols, lanes, vectors, target) + _TILE + rows * cols * vectors + _LINE * window.lines(rows, cols, positions)
 
 
 def _sizes(total: int, size: int) -> list[tuple[int, int]]:

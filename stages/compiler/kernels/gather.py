@@ -16,10 +16,10 @@ import numpy as np
 
 from stages.compiler.ir import Epilogue, Layout, View, merge
 from stages.compiler.kernels.kernel import Kernel, Placed
-from stages.compiler.kernels.packing import Group, choose_groups, pack, positions
+from stages.compiler.kernels.packing import Group, choose_groups, pack, positions, visits
 from stages.compiler.kernels.units import WANTED, split, units
 from stages.compiler.target import Target
-from stages.compiler.tiles import Tile, chains
+from stages.compiler.tiles import Tile, Window, chains
 from stages.schemes.scheme import LayerScheme
 
 L2_BYTES = 512 * 1024  # weights or input that stay this small are read again and again without harm
@@ -49,7 +49,7 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     source, out = placed.inputs[0], placed.output
     dims, x, y, extras = _walk(placed)
     weight = positions(step.weight)
-    groups, tile = choose_groups(weight, dims, target)
+    groups, tile = choose_groups(weight, dims, target, Window(step.weight.shape[2:], step.attrs["stride"], step.weight.shape[1]))
     data, kept = pack(weight, step.bias, groups, _offsets(placed))
     spec = Spec(dims, x[1:], y, out, extras, _segments(groups), tile.rows, tile.cols, _pixels_outer(dims, tile, source, weight), step.epilogue)
     macs = kept * out.shape[0] * out.shape[2] * out.shape[3]
@@ -66,14 +66,14 @@ def _walk(placed: Placed) -> tuple[tuple[int, int, int], View, View, tuple[View,
 
 
 def _offsets(placed: Placed) -> np.ndarray:
-    """Float offset of each position (row, column, channel order) from the output pixel's place in the input."""
+    """Float offset of each position, in the order of ``visits``, from the output pixel's place in the input."""
     attrs, source = placed.step.attrs, placed.inputs[0]
     assert placed.step.weight is not None
     _, channels, kh, kw = placed.step.weight.shape
     rows = np.arange(kh) * attrs["dilation"][0] - attrs["padding"][0]
     cols = np.arange(kw) * attrs["dilation"][1] - attrs["padding"][1]
     grid = source.origin + rows[:, None, None] * source.row + cols[None, :, None] * source.pitch + np.arange(channels) * source.channel
-    return grid.ravel().astype(np.int32)
+    return grid.ravel()[visits(channels, kh, kw)].astype(np.int32)
 
 
 def _segments(groups: tuple[Group, ...]) -> tuple[tuple[int, int, int, int], ...]:
