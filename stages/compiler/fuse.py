@@ -10,7 +10,7 @@ import numpy as np
 from stages.compiler.ir import Program, Step
 from stages.compiler.lowering import drop_unread
 
-_HOSTS = frozenset({"conv", "depthwise", "pool", "elementwise"})
+_HOSTS = frozenset({"conv", "depthwise", "pool", "layer_norm", "softmax", "elementwise"})
 _OPERANDS = 3  # further operands that a kernel's signature has room for
 _BINARY = frozenset({"add", "sub", "rsub", "mul", "div", "rdiv"})
 _SWAPPED = {"add": "add", "mul": "mul", "sub": "rsub", "rsub": "sub", "div": "rdiv", "rdiv": "div"}

@@ -31,8 +31,8 @@ class Step:
     """One operation of the lowered network.
 
     ``op``: "conv" (weight (o, i, kh, kw), also every linear layer), "depthwise" (weight (c, 1, kh, kw)), "pool", "elementwise" (nothing but its epilogue), "copy" (parts of tensors:
-    concat, slice, pad, shuffle), "input" and "output" (from and to the caller's memory). ``inputs[0]`` is the operand, the others belong to the epilogue.
-    ``attrs`` of conv and depthwise: stride, padding, dilation; of pool: kind ("max", "avg"), windows (per axis, see lower.py); of copy: see kernels/copy.py.
+    concat, slice, pad, shuffle), "layer_norm" and "softmax" (over the channels of each pixel), "input" and "output" (from and to the caller's memory). ``inputs[0]`` is the operand, the others belong to the epilogue.
+    ``attrs`` of conv and depthwise: stride, padding, dilation; of pool: kind ("max", "avg"), windows (rows and cols, see lower_layers.py); of layer_norm: eps; of copy: see kernels/copy.py.
     """
 
     name: str
@@ -72,14 +72,20 @@ class Program:
 class Layout:
     """Where a Value's floats lie in the workspace.
 
-    Pixel-major (NHWC): ``pitch`` floats per pixel (channels rounded up to a vector), a zeroed frame of ``border`` = (top, left, bottom, right) pixels. With ``planar`` the order is NCHW, the
-    frame included, and ``pitch`` is 1. Example: shape (1, 24, 56, 56), pitch 24, border (1, 1, 1, 1): 58 * 58 * 24 floats; pixel (0, 0) begins at float 59 * 24.
+    Pixel-major (NHWC): ``pitch`` floats from pixel to pixel, a zeroed frame of ``border`` = (top, left, bottom, right) pixels. ``part`` of a pixel's floats belong to this Value (its channels
+    rounded up to a vector): no kernel may write the others; 0 means all of them. With ``planar`` the order is NCHW, the frame included, and ``pitch`` is 1. Example: shape (1, 24, 56, 56), pitch 24, border (1, 1, 1, 1): 58 * 58 * 24 floats; pixel (0, 0) begins at float 59 * 24.
     """
 
     shape: tuple[int, int, int, int]
     pitch: int
     border: tuple[int, int, int, int] = (0, 0, 0, 0)
     planar: bool = False
+    part: int = 0
+
+    @property
+    def width(self) -> int:
+        """Floats of a pixel that belong to this Value."""
+        return self.part or self.pitch
 
     @property
     def rows(self) -> int:

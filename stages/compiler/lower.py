@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import prod
 
 import numpy as np
 
@@ -26,8 +27,11 @@ def _unknown(lo: Lowering, layer: Layer) -> None:
 
 
 def _input(lo: Lowering, layer: Layer) -> None:
-    lo.inputs.append((lo.value(layer.name, layer.shape, layer), layer.shape))
-    lo.add(layer, Step(layer.name, "input", (f"input:{len(lo.inputs) - 1}",), layer.name, {"index": len(lo.inputs) - 1}))
+    shape = layer.shape if len(layer.shape) in (2, 4) else (layer.shape[0] if layer.shape else 1, prod(layer.shape[1:]))
+    made = lo.new(layer, shape)
+    lo.inputs.append((made.value, layer.shape))
+    seen = made.reshaped(layer.shape) or made  # the caller's memory is in this order, whatever the rank
+    lo.add(layer, Step(layer.name, "input", (f"input:{len(lo.inputs) - 1}",), made.value, {"index": len(lo.inputs) - 1}), seen)
 
 
 def _constant(lo: Lowering, layer: Layer) -> None:
@@ -43,11 +47,16 @@ RULES: dict[str, Callable[[Lowering, Layer], None]] = {
     **dict.fromkeys(ACTIVATIONS, lower_elementwise.activation),
     **dict.fromkeys(("add", "sub", "mul", "div"), lower_elementwise.binary),
     **dict.fromkeys(("max_pool2d", "avg_pool2d"), lower_layers.strided_pool),
-    "adaptive_avg_pool2d": lower_layers.adaptive_pool,
+    **dict.fromkeys(("adaptive_avg_pool2d", "adaptive_max_pool2d"), lower_layers.adaptive_pool),
     "mean": lower_layers.mean,
     **dict.fromkeys(("flatten", "reshape"), lower_shapes.reshape),
     "permute": lower_shapes.permute,
     "concat": lower_shapes.concat,
     "slice": lower_shapes.slice_part,
+    "select": lower_shapes.select,
     "pad": lower_shapes.pad,
+    "channel_shuffle": lower_shapes.channel_shuffle,
+    "upsample_nearest2d": lower_shapes.upsample,
+    "layer_norm": lower_layers.layer_norm,
+    "softmax": lower_layers.softmax,
 }

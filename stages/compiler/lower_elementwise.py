@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from stages.compiler.ir import Step
-from stages.compiler.lowering import Lowering, Ref
+from stages.compiler.lowering import Lowering
+from stages.compiler.refs import C, Digit, Ref
 from stages.errors import UsageError
 from stages.graph.layer import Layer
 
@@ -17,18 +18,15 @@ _ARGUMENTS = {"leaky_relu": ("negative_slope",), "gelu": ("approximate",), "elu"
 def _elementwise(
     lo: Lowering, layer: Layer, source: Ref, item: tuple[object, ...], *operands: str, scale: np.ndarray | None = None, shift: np.ndarray | None = None
 ) -> None:
-    out = lo.value(layer.name, lo.values[source.value].shape, layer)
+    made = lo.like(layer, source)
     attrs = {} if scale is None else {"scale": scale, "shift": shift}
-    lo.add(layer, Step(layer.name, "elementwise", (source.value, *operands), out, attrs, epilogue=(item,)), source.form)
+    lo.add(layer, Step(layer.name, "elementwise", (source.value, *operands), made.value, attrs, epilogue=(item,)), made)
 
 
 def activation(lo: Lowering, layer: Layer) -> None:
-    """An activation of any tensor, flattened or not."""
+    """An activation of any tensor, however it is seen."""
     arguments = tuple(layer.attrs[key] for key in _ARGUMENTS.get(layer.op, ()))
-    source = lo.refs[layer.inputs[0]]
-    if source.form not in ("plain", "flat"):
-        lo.refuse(layer, f"{layer.op} of a reshaped tensor")
-    _elementwise(lo, layer, source, (layer.op, *arguments))
+    _elementwise(lo, layer, lo.ref(layer), (layer.op, *arguments))
 
 
 def batch_norm(lo: Lowering, layer: Layer) -> None:
@@ -40,8 +38,9 @@ def batch_norm(lo: Lowering, layer: Layer) -> None:
     gain = np.ones_like(mean, np.float64) if weight is None else weight.astype(np.float64)
     scale = gain / np.sqrt(variance.astype(np.float64) + layer.attrs["eps"])
     shift = (0.0 if bias is None else bias.astype(np.float64)) - mean.astype(np.float64) * scale
-    source = Ref(lo.plain(layer).name)
-    _elementwise(lo, layer, source, ("affine",), scale=scale, shift=shift)
+    if len(layer.shape) == 3:
+        lo.refuse(layer, "batch_norm of a tensor of 3 dimensions")
+    _elementwise(lo, layer, lo.in_order(layer), ("affine",), scale=scale, shift=shift)
 
 
 _SCALAR: dict[str, Callable[[float], tuple[str, float]]] = {
@@ -69,15 +68,16 @@ def _with_constant(lo: Lowering, layer: Layer, index: int) -> None:
     """A parameter or buffer as operand: one number, or one a channel."""
     values = lo.tensor(lo.graph[layer.inputs[index]], "value")
     assert values is not None
-    source = lo.plain(layer, 1 - index)
-    rank = len(layer.shape)
-    shape = (1,) * (rank - values.ndim) + values.shape
-    if (index == 0 and layer.op in ("sub", "div")) or shape not in ((1,) * rank, (1, source.shape[1], *(1,) * (rank - 2))):
+    source = lo.ref(layer, 1 - index)
+    channels = lo.values[source.value].shape[1]
+    shape = (1,) * (len(layer.shape) - values.ndim) + values.shape
+    counted = tuple(digit for dim, size in zip(source.dims, shape, strict=True) if size > 1 for digit in dim)
+    if (index == 0 and layer.op in ("sub", "div")) or source.shape != layer.shape or (values.size > 1 and counted != (Digit(C, 1, channels),)):
         lo.refuse(layer, f"{layer.op} with a constant of shape {values.shape}")
-    flat = np.broadcast_to(values.astype(np.float64).reshape(-1), (source.shape[1],))
-    ones, zeros = np.ones(source.shape[1]), np.zeros(source.shape[1])
+    flat = np.broadcast_to(values.astype(np.float64).reshape(-1), (channels,))
+    ones, zeros = np.ones(channels), np.zeros(channels)
     scale, shift = {"add": (ones, flat), "sub": (ones, -flat), "mul": (flat, zeros), "div": (ones / flat if layer.op == "div" else ones, zeros)}[layer.op]
-    _elementwise(lo, layer, Ref(source.name), ("affine",), scale=scale, shift=shift)
+    _elementwise(lo, layer, source, ("affine",), scale=scale, shift=shift)
 
 
 def _self_gate(lo: Lowering, layer: Layer) -> bool:
@@ -93,14 +93,24 @@ def _self_gate(lo: Lowering, layer: Layer) -> bool:
 
 
 def _two_tensors(lo: Lowering, layer: Layer) -> None:
-    left, right = lo.refs[layer.inputs[0]], lo.refs[layer.inputs[1]]
-    shapes = [lo.graph[name].shape for name in layer.inputs]
-    a, b = lo.values[left.value].shape, lo.values[right.value].shape
-    if left.form != right.form or left.form not in ("plain", "flat") or len(shapes[0]) != len(shapes[1]):
-        lo.refuse(layer, f"{layer.op} of shapes {shapes[0]} and {shapes[1]}")
-    if a == b or (b[:2] == a[:2] and b[2:] == (1, 1)):
+    left, right = lo.ref(layer, 0), lo.ref(layer, 1)
+    if not (_fits(lo, left, right) or _fits(lo, right, left)) and len(left.dims) == len(right.dims):
+        left, right = lo.in_order(layer, 0), lo.in_order(layer, 1)
+    if _fits(lo, left, right):
         _elementwise(lo, layer, left, (layer.op, 0), right.value)
-    elif a[:2] == b[:2] and a[2:] == (1, 1):
+    elif _fits(lo, right, left):
         _elementwise(lo, layer, right, (_REVERSED[layer.op], 0), left.value)
     else:
-        lo.refuse(layer, f"{layer.op} of shapes {shapes[0]} and {shapes[1]}")
+        lo.refuse(layer, f"{layer.op} of shapes {left.shape} and {right.shape}")
+
+
+def _fits(lo: Lowering, source: Ref, operand: Ref) -> bool:
+    """Whether ``operand`` has the same elements as ``source`` at the same places, or one number a channel of each image."""
+    a, b = lo.values[source.value].shape, lo.values[operand.value].shape
+    if a == b:
+        return source.dims == operand.dims
+    dims = ((),) * (len(source.dims) - len(operand.dims)) + operand.dims
+    alike = len(dims) == len(source.dims) and all(
+        theirs == ours or (not theirs and all(d.axis > C for d in ours)) for ours, theirs in zip(source.dims, dims, strict=True)
+    )
+    return b == (*a[:2], 1, 1) and alike

@@ -1,12 +1,17 @@
-"""Lowering of what has weights or windows: convolutions, linear layers, pooling."""
+"""Lowering of what has weights or windows: convolutions, linear layers, pooling; and of what is normalised over channels."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 
 from stages.compiler.ir import Step
-from stages.compiler.lowering import Lowering, Ref
+from stages.compiler.lowering import Lowering
+from stages.compiler.refs import CHANNELS_LAST, C, Digit, H, N, Ref, W
 from stages.graph.layer import Layer
+
+Windows = tuple[tuple[int, int, int], ...]
 
 
 def conv(lo: Lowering, layer: Layer) -> None:
@@ -19,10 +24,12 @@ def conv(lo: Lowering, layer: Layer) -> None:
     if not depthwise and a["groups"] > 1:
         weight = _expand(weight, a["groups"])
     attrs = {"stride": a["stride"], "padding": a["padding"], "dilation": a["dilation"]}
+    _weighted(lo, layer, "depthwise" if depthwise else "conv", source.name, attrs, weight, bias, lo.new(layer, layer.shape))
+
+
+def _weighted(lo: Lowering, layer: Layer, op: str, source: str, attrs: Mapping[str, object], weight: np.ndarray, bias: np.ndarray | None, made: Ref) -> None:
     shift = np.zeros(len(weight), np.float32) if bias is None else bias.astype(np.float32)
-    out = lo.value(layer.name, layer.shape, layer)
-    op = "depthwise" if depthwise else "conv"
-    lo.add(layer, Step(layer.name, op, (source.name,), out, attrs, weight, shift, module=layer.module, scheme=lo.scheme[layer.module], macs=layer.macs))
+    lo.add(layer, Step(layer.name, op, (source,), made.value, attrs, weight, shift, module=layer.module, scheme=lo.scheme[layer.module], macs=layer.macs), made)
 
 
 def _expand(weight: np.ndarray, groups: int) -> np.ndarray:
@@ -36,27 +43,37 @@ def _expand(weight: np.ndarray, groups: int) -> np.ndarray:
 
 
 def linear(lo: Lowering, layer: Layer) -> None:
-    """A matrix product is a convolution that spans its whole input: columns of a flattened (c, h, w) are its positions."""
+    """A matrix product: a convolution that spans its whole input where a flattened (c, h, w) comes in, in any order; else a 1x1 convolution over the last dimension."""
     weight, bias = lo.tensor(layer, "weight"), lo.tensor(layer, "bias")
     assert weight is not None
-    ref = lo.refs[layer.inputs[0]]
-    source = lo.values[ref.value]
-    if ref.form not in ("plain", "flat") or len(lo.graph[layer.inputs[0]].shape) != 2:
-        lo.refuse(layer, "linear on more than two dimensions")
-    attrs = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)}
-    shift = np.zeros(len(weight), np.float32) if bias is None else bias.astype(np.float32)
-    shaped = weight.astype(np.float32).reshape(len(weight), *source.shape[1:])
-    out = lo.value(layer.name, layer.shape, layer)
-    lo.add(layer, Step(layer.name, "conv", (source.name,), out, attrs, shaped, shift, module=layer.module, scheme=lo.scheme[layer.module], macs=layer.macs))
+    weight, attrs = weight.astype(np.float32), {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)}
+    flat = lo.ref(layer)
+    n, *inner = lo.values[flat.value].shape
+    if len(layer.shape) == 2 and all(digit.axis == N for digit in flat.dims[0]) and all(digit.axis != N for digit in flat.dims[1]):
+        shaped = _columns(weight, flat.dims[1]).reshape(len(weight), *inner)
+        _weighted(lo, layer, "conv", flat.value, attrs, shaped, bias, lo.new(layer, (n, len(weight))))
+        return
+    source = lo.channels_last(layer)
+    n, _, h, w = lo.values[source.value].shape
+    made = lo.new(layer, (n, h, w, len(weight)), CHANNELS_LAST)
+    last = (Digit(C, 1, len(weight)),) if len(weight) > 1 else ()
+    _weighted(lo, layer, "conv", source.value, attrs, weight[:, :, None, None], bias, Ref(made.value, (*source.dims[:-1], last)))
 
 
-def _pool(lo: Lowering, layer: Layer, kind: str, rows: tuple[tuple[int, int, int], ...], cols: tuple[tuple[int, int, int], ...]) -> None:
+def _columns(weight: np.ndarray, digits: tuple[Digit, ...]) -> np.ndarray:
+    """The columns of a matrix, counted by ``digits``, in the order of the axes c, h, w."""
+    order = sorted(range(len(digits)), key=lambda k: (digits[k].axis, -digits[k].step))
+    return np.ascontiguousarray(weight.reshape(len(weight), *(d.size for d in digits)).transpose(0, *(k + 1 for k in order)))
+
+
+def _pool(lo: Lowering, layer: Layer, kind: str, rows: Windows, cols: Windows) -> Ref:
     source = lo.plain(layer)
-    out = lo.value(layer.name, layer.shape, layer)
-    lo.add(layer, Step(layer.name, "pool", (source.name,), out, {"kind": kind, "rows": rows, "cols": cols}))
+    made = lo.new(layer, (*source.shape[:2], len(rows), len(cols)))
+    lo.add(layer, Step(layer.name, "pool", (source.name,), made.value, {"kind": kind, "rows": rows, "cols": cols}), made)
+    return made
 
 
-def _windows(layer: Layer, axis: int, size: int) -> tuple[tuple[int, int, int], ...]:
+def _windows(layer: Layer, axis: int, size: int) -> Windows:
     """(first, behind the last, divisor) for each output of a max or average pooling along one axis, clipped to the image, as PyTorch counts them."""
     kernel, stride, padding = (layer.attrs[key][axis] for key in ("kernel", "stride", "padding"))
     found = []
@@ -71,27 +88,63 @@ def _windows(layer: Layer, axis: int, size: int) -> tuple[tuple[int, int, int], 
 
 def strided_pool(lo: Lowering, layer: Layer) -> None:
     """Max and average pooling with kernel, stride and padding."""
+    _images(lo, layer)
     shape = lo.plain(layer).shape
     _pool(lo, layer, "max" if layer.op == "max_pool2d" else "avg", _windows(layer, 0, shape[2]), _windows(layer, 1, shape[3]))
 
 
-def _adaptive(size: int, outputs: int) -> tuple[tuple[int, int, int], ...]:
+def _images(lo: Lowering, layer: Layer) -> None:
+    if len(layer.shape) != 4:
+        lo.refuse(layer, f"{layer.op} of a tensor of {len(layer.shape)} dimensions")
+
+
+def _adaptive(size: int, outputs: int) -> Windows:
     bounds = [(i * size // outputs, -(-(i + 1) * size // outputs)) for i in range(outputs)]
     return tuple((start, stop, stop - start) for start, stop in bounds)
 
 
 def adaptive_pool(lo: Lowering, layer: Layer) -> None:
-    """Average pooling to a given size; nothing when the size is the input's."""
+    """Average or max pooling to a given size; nothing when the size is the input's."""
+    _images(lo, layer)
     source = lo.plain(layer)
     if source.shape[2:] == layer.shape[2:]:
-        lo.refs[layer.name] = Ref(source.name)
+        lo.refs[layer.name] = lo.ref(layer)
     else:
-        _pool(lo, layer, "avg", _adaptive(source.shape[2], layer.shape[2]), _adaptive(source.shape[3], layer.shape[3]))
+        kind = "max" if layer.op == "adaptive_max_pool2d" else "avg"
+        _pool(lo, layer, kind, _adaptive(source.shape[2], layer.shape[2]), _adaptive(source.shape[3], layer.shape[3]))
 
 
 def mean(lo: Lowering, layer: Layer) -> None:
-    """The mean over height and width: global average pooling."""
-    source = lo.plain(layer)
-    if tuple(layer.attrs["dims"]) != (2, 3) or len(lo.graph[layer.inputs[0]].shape) != 4:
-        lo.refuse(layer, f"mean over dimensions {tuple(layer.attrs['dims'])}")
-    _pool(lo, layer, "avg", _adaptive(source.shape[2], 1), _adaptive(source.shape[3], 1))
+    """The mean over height and width, wherever these dimensions lie: global average pooling."""
+    ref, dims = lo.ref(layer), layer.attrs["dims"]
+    n, c, h, w = lo.values[ref.value].shape
+    averaged = sorted((digit.axis, digit.size) for dim in dims for digit in ref.dims[dim])
+    if averaged != [(axis, size) for axis, size in ((H, h), (W, w)) if size > 1]:
+        lo.refuse(layer, f"mean over dimensions {tuple(dims)}")
+    made = lo.new(layer, (n, c, 1, 1))
+    lo.add(layer, Step(layer.name, "pool", (ref.value,), made.value, {"kind": "avg", "rows": _adaptive(h, 1), "cols": _adaptive(w, 1)}), made)
+    left = tuple(() if k in dims else dim for k, dim in enumerate(ref.dims) if k not in dims or layer.attrs["keepdim"])
+    lo.refs[layer.name] = Ref(made.value, left)
+
+
+def layer_norm(lo: Lowering, layer: Layer) -> None:
+    """Layer norm over the last dimension; its gain and shift are an "affine" of the epilogue."""
+    weight, bias = lo.tensor(layer, "weight"), lo.tensor(layer, "bias")
+    if len(layer.attrs["normalized_shape"]) != 1:
+        lo.refuse(layer, f"layer_norm over the last {len(layer.attrs['normalized_shape'])} dimensions")
+    source, channels = lo.channels_last(layer), layer.shape[-1]
+    made = lo.like(layer, source)
+    scale = np.ones(channels) if weight is None else weight.astype(np.float64)
+    shift = np.zeros(channels) if bias is None else bias.astype(np.float64)
+    attrs = {"eps": layer.attrs["eps"], "scale": scale, "shift": shift}
+    lo.add(layer, Step(layer.name, "layer_norm", (source.value,), made.value, attrs, epilogue=(("affine",),), module=layer.module), made)
+
+
+def softmax(lo: Lowering, layer: Layer) -> None:
+    """Softmax over one dimension, which becomes the last for the moment: the channels."""
+    dim, rank = layer.attrs["dim"], len(layer.shape)
+    order = [*(k for k in range(rank) if k != dim), dim]
+    source = lo.channels_last_of(layer, lo.ref(layer).permuted(order))
+    made = lo.like(layer, source)
+    lo.steps.append(Step(layer.name, "softmax", (source.value,), made.value))
+    lo.refs[layer.name] = made.permuted([order.index(k) for k in range(rank)])

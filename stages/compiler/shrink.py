@@ -13,6 +13,7 @@ from stages.compiler.ir import Program, Step, Value
 
 _ZERO_AT_ZERO = frozenset({"relu", "relu6", "hardswish", "leaky_relu", "silu", "gelu", "tanh", "mish", "elu", "scale", "div"})
 _FIXED = ""
+_FIXED_OPS = frozenset({"input", "output", "copy", "layer_norm", "softmax"})  # channels that they read and write all stay
 
 
 def shrink(program: Program) -> Program:
@@ -41,7 +42,7 @@ def _classes(program: Program) -> dict[str, str]:
         parent[b] = a  # the fixed class sorts first
 
     for step in program.steps:
-        for name in (*step.inputs, step.output) if step.op in ("input", "output", "copy") else ():
+        for name in (*step.inputs, step.output) if step.op in _FIXED_OPS else ():
             if name in parent:
                 join(_FIXED, name)
         joined = step.inputs[1:] if step.op == "conv" else step.inputs
@@ -57,7 +58,7 @@ def _zeros(program: Program) -> dict[str, np.ndarray]:
         if step.output not in program.values:
             continue
         channels = program.values[step.output].shape[1]
-        if step.op in ("input", "copy"):
+        if step.op in _FIXED_OPS:
             zero[step.output] = np.zeros(channels, bool)
             continue
         found = np.ones(channels, bool) if step.op == "conv" else zero[step.inputs[0]]

@@ -11,7 +11,7 @@ from stages.graph.layer import ACTIVATIONS, Graph, Layer
 
 _FIXED = "fixed"
 _KEEPS_ZERO = frozenset({"relu", "relu6", "hardswish", "leaky_relu", "silu", "gelu", "tanh", "mish", "elu"})  # f(0) = 0
-_POOLING = ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d")
+_POOLING = ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d")
 
 
 class _Classes:

@@ -25,8 +25,9 @@ class Layer:
     (a module that is called twice; its parameters are shared).
 
     ``op`` is one of: input; conv2d; linear; batch_norm; the names in ACTIVATIONS; add; sub; mul; div (two tensors, or a tensor and ``attrs["value"]``);
-    max_pool2d, avg_pool2d (``kernel``, ``stride``, ``padding``, ``ceil_mode``, and ``count_include_pad`` for avg); adaptive_avg_pool2d (``size``); mean (``dims``, ``keepdim``);
-    flatten (``start``, ``end``); reshape (``shape``); permute (``dims``); concat (``dim``); slice (``dim``, ``start``, ``stop``, ``step``); pad (``pad`` as in F.pad, ``value``); layer_norm; softmax; constant;
+    max_pool2d, avg_pool2d (``kernel``, ``stride``, ``padding``, ``ceil_mode``, and ``count_include_pad`` for avg); adaptive_avg_pool2d, adaptive_max_pool2d (``size``); mean (``dims``, ``keepdim``);
+    flatten (``start``, ``end``); reshape (``shape``); permute (``dims``); concat (``dim``); slice (``dim``, ``start``, ``stop``, ``step``); select (``dim``, ``index``);
+    pad (``pad`` as in F.pad, ``value``); channel_shuffle (``groups``); upsample_nearest2d; layer_norm (``normalized_shape``, ``eps``); softmax (``dim``); constant;
     identity never appears (dropout in eval mode, contiguous and the like are dropped); anything else keeps ``op="unsupported"`` and its ``target`` says which operator it was.
 
     ``shape`` is the output's shape with the batch; ``shape[0]`` is the batch of the example. ``params`` maps a role (weight, bias, running_mean, running_var) to the tensor's name in the

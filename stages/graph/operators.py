@@ -124,6 +124,14 @@ def _adaptive_pool(a: Args) -> Canonical:
     return "adaptive_avg_pool2d", [a["self"]], {"size": pair(a["output_size"])}, {}
 
 
+def _adaptive_max_pool(a: Args) -> Canonical:
+    return "adaptive_max_pool2d", [a["self"]], {"size": pair(a["output_size"])}, {}
+
+
+def _upsample(a: Args) -> Canonical:
+    return "upsample_nearest2d", [a.get("input", a.get("self"))], {}, {}
+
+
 def _mean(a: Args) -> Canonical | None:
     if a["dim"] is None or a["dtype"] is not None:
         return None
@@ -165,6 +173,15 @@ def _slice(a: Args) -> Canonical:
     return "slice", [a["self"]], {"dim": dim, "start": start, "stop": max(stop, start), "step": int(a["step"])}, {}
 
 
+def _select(a: Args) -> Canonical:
+    dim = a["dim"] % rank_of(a["self"])
+    return "select", [a["self"]], {"dim": dim, "index": int(a["index"]) % shape_of(a["self"])[dim]}, {}
+
+
+def _channel_shuffle(a: Args) -> Canonical:
+    return "channel_shuffle", [a["self"]], {"groups": int(a["groups"])}, {}
+
+
 def _pad(a: Args) -> Canonical | None:
     if a.get("mode", "constant") != "constant":
         return None
@@ -175,8 +192,12 @@ def _softmax(a: Args) -> Canonical:
     return "softmax", [a["self"]], {"dim": a["dim"] % rank_of(a["self"])}, {}
 
 
-IDENTITIES = frozenset({"dropout", "feature_dropout", "alpha_dropout", "contiguous", "clone", "detach", "alias", "lift_fresh_copy", "to", "_to_copy", "type_as"})
+IDENTITIES = frozenset(
+    {"dropout", "feature_dropout", "alpha_dropout", "contiguous", "clone", "detach", "alias", "lift_fresh_copy", "to", "_to_copy", "type_as"}
+)
 IGNORED = frozenset({"_assert_tensor_metadata", "sym_size", "sym_constrain_range_for_size"})
+
+FIRST_OF_SEVERAL = frozenset({"adaptive_max_pool2d", "max_pool2d_with_indices"})  # operators of which networks use the first result alone
 
 RULES: dict[str, Callable[[Args], Canonical | None]] = {
     "conv2d": _conv2d,
@@ -204,8 +225,11 @@ RULES: dict[str, Callable[[Args], Canonical | None]] = {
     "mul": _binary("mul"),
     "div": _binary("div"),
     "max_pool2d": _max_pool,
+    "max_pool2d_with_indices": _max_pool,
     "avg_pool2d": _avg_pool,
     "adaptive_avg_pool2d": _adaptive_pool,
+    "adaptive_max_pool2d": _adaptive_max_pool,
+    "upsample_nearest2d": _upsample,
     "mean": _mean,
     "flatten": _flatten,
     "view": _reshape,
@@ -217,6 +241,8 @@ RULES: dict[str, Callable[[Args], Canonical | None]] = {
     "transpose": _transpose,
     "cat": _concat,
     "slice": _slice,
+    "select": _select,
+    "channel_shuffle": _channel_shuffle,
     "pad": _pad,
     "constant_pad_nd": _pad,
     "softmax": _softmax,

@@ -84,7 +84,7 @@ class _Tracer:
         if node.target is operator.getitem:
             self._part(node)
             return
-        name = getattr(node.target, "_opname", str(node.target)).removesuffix("_")
+        name = _name_of(node)
         if name in operators.IGNORED:
             return
         args = _arguments(node)
@@ -92,12 +92,12 @@ class _Tracer:
             self.alias[node] = self._source(node.args[0])
         elif name in ("chunk", "split", "split_with_sizes"):
             self._split(node, args)
-        else:
+        elif name not in operators.FIRST_OF_SEVERAL:
             rule = operators.RULES.get(name)
             found = rule(args) if rule is not None and isinstance(node.meta.get("val"), Tensor) else None
-            self._layer(node, found, name)
+            self._layer(node, found)
 
-    def _layer(self, node: Any, found: operators.Canonical | None, name: str) -> None:
+    def _layer(self, node: Any, found: operators.Canonical | None) -> None:
         module = _module_of(node)
         if found is None or any(p is not None and p.name not in self.tensors for p in found[3].values()):
             operands = [n for n in node.all_input_nodes if n.name not in self.tensors or n in self.alias]
@@ -128,12 +128,31 @@ class _Tracer:
 
     def _part(self, node: Any) -> None:
         parent, index = node.args
+        name = _name_of(parent)
+        if name in operators.FIRST_OF_SEVERAL and index == 0:
+            self._layer(node, operators.RULES[name](_arguments(parent)))
+            return
         if parent not in self.parts:
-            self._add(node, Layer(self._unique(f"{_module_of(node)}:{node.name}"), "unsupported", (self._source(parent),), operators.shape_of(node), target=str(parent.target)))
+            if node.users:
+                sources = tuple(self._source(n) for n in ([parent] if parent in self.alias else parent.all_input_nodes))
+                self._add(
+                    node, Layer(self._unique(f"{_module_of(node)}:{node.name}"), "unsupported", sources, operators.shape_of(node), target=str(parent.target))
+                )
             return
         source, attrs = self.parts[parent][index]
         module = _module_of(parent)
-        self._add(node, Layer(self._unique(f"{module}:{node.name}"), "slice", (self._source(source),), operators.shape_of(node), attrs, module=module, target=str(parent.target)))
+        self._add(
+            node,
+            Layer(
+                self._unique(f"{module}:{node.name}"),
+                "slice",
+                (self._source(source),),
+                operators.shape_of(node),
+                attrs,
+                module=module,
+                target=str(parent.target),
+            ),
+        )
 
     def _name(self, node: Any, module: str, has_weight: bool) -> str:
         owner = has_weight or (module and not self.children.get(module, True) and not self._owns_weights(module))
@@ -163,6 +182,11 @@ def _arguments(node: Any) -> dict[str, Any]:
     values = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
     values.update(zip((a.name for a in schema.arguments), node.args, strict=False))
     return values | dict(node.kwargs)
+
+
+def _name_of(node: Any) -> str:
+    """An operator's name without overload, in-place ones like the others."""
+    return str(getattr(node.target, "_opname", str(node.target))).removesuffix("_")
 
 
 def _module_of(node: Any) -> str:

@@ -77,7 +77,7 @@ def _rows(o: Any, inside: Layout, target: Target) -> None:
 
 
 def _vectors(o: Any, spec: Spec, target: Target) -> None:
-    """A matrix (n, c): rows of ``pitch`` inside, of c outside."""
+    """A matrix (n, c): rows of ``image`` floats inside, of c outside."""
     from stages.compiler.kernels import tir
 
     inside = spec.inside
@@ -114,7 +114,7 @@ def _transpose(o: Any, spec: Spec, target: Target) -> None:
                 T.buffer_store(o.y, o.x[there], [here + c])
             else:
                 T.buffer_store(o.y, o.x[here + c], [there])
-        if spec.inward and inside.pitch > c_:
-            tir.fill(o.y, here + c_, inside.pitch - c_, 0.0, target.narrow)
+        if spec.inward and inside.width > c_:
+            tir.fill(o.y, here + c_, inside.width - c_, 0.0, target.narrow)
 
     tir.nest(o, units([_dims(inside)]), _dims(inside), pixel)

@@ -42,12 +42,12 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     n, c, h, w = out.shape
     pixels = _pixels(w, kh * kw, target)
     spec = Spec((n, h, w), (origin, source.image, source.row, source.pitch), out, further, (kh, kw), attrs["stride"], attrs["dilation"], pixels, step.epilogue)
-    macs, data = c * kh * kw * n * h * w, _pack(step.weight, step.bias, out.pitch)
+    macs, data = c * kh * kw * n * h * w, _pack(step.weight, step.bias, out.width)
     return Kernel("depthwise", spec, step, data, f"1x{pixels} pixels", macs, "depthwise: one filter a channel", _units(spec, target))
 
 
 def _units(spec: Spec, target: Target) -> int:
-    return units((*spec.dims[:2], count) for _, count, _, _ in channel_blocks(spec.out.pitch, target.narrow, 1))
+    return units((*spec.dims[:2], count) for _, count, _, _ in channel_blocks(spec.out.width, target.narrow, 1))
 
 
 def _pixels(width: int, weights: int, target: Target) -> int:
@@ -55,11 +55,11 @@ def _pixels(width: int, weights: int, target: Target) -> int:
     return min(width, max(2, min(8, (target.registers - held - 2) // 2)))
 
 
-def _pack(weight: np.ndarray, bias: np.ndarray, pitch: int) -> dict[str, np.ndarray]:
+def _pack(weight: np.ndarray, bias: np.ndarray, width: int) -> dict[str, np.ndarray]:
     channels = weight.shape[0]
-    w = np.zeros((weight.shape[2] * weight.shape[3], pitch), np.float32)
+    w = np.zeros((weight.shape[2] * weight.shape[3], width), np.float32)
     w[:, :channels] = weight.reshape(channels, -1).T
-    b = np.zeros(pitch, np.float32)
+    b = np.zeros(width, np.float32)
     b[:channels] = bias
     return {"w": w.ravel(), "b": b}
 
@@ -72,7 +72,7 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
 
     def body(o: Any) -> None:
         tir.zero_frame(o, spec.out, target.narrow)
-        for first, count, lanes, _ in channel_blocks(spec.out.pitch, target.narrow, 1):
+        for first, count, lanes, _ in channel_blocks(spec.out.width, target.narrow, 1):
 
             def row(n: Any, y: Any, block: Any, first: int = first, lanes: int = lanes) -> None:
                 channel = T.Bind(block * lanes + first)
@@ -92,7 +92,7 @@ class _Weights:
     def __init__(self, o: Any, spec: Spec, channel: Any, lanes: int):
         from stages.compiler.kernels import tir
 
-        self.load = lambda tap: tir.T.Bind(o.w[tir.at(channel + tap * spec.out.pitch, lanes)])
+        self.load = lambda tap: tir.T.Bind(o.w[tir.at(channel + tap * spec.out.width, lanes)])
         taps = spec.kernel[0] * spec.kernel[1]
         self.held = [self.load(tap) for tap in range(taps)] if taps <= HOISTED else None
         self.bias = tir.T.Bind(o.b[tir.at(channel, lanes)])

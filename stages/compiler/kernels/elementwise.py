@@ -38,13 +38,14 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     dims, views = merge((n, h, w), (source, out.view, *further))
     data = {}
     if ("affine",) in step.epilogue:
-        data = {"w": _padded(step.attrs["scale"], out.pitch), "b": _padded(step.attrs["shift"], out.pitch)}
+        data = {"w": padded(step.attrs["scale"], out.width), "b": padded(step.attrs["shift"], out.width)}
     names = ", ".join(str(item[0]) for item in step.epilogue) or "copy"
     return Kernel("elementwise", Spec(dims, views[0], views[1], out, views[2:], step.epilogue), step, data, "", 0, names, units([dims]))
 
 
-def _padded(values: np.ndarray, pitch: int) -> np.ndarray:
-    result = np.zeros(pitch, np.float32)
+def padded(values: np.ndarray, width: int) -> np.ndarray:
+    """One number a channel, and zeros up to the whole vector."""
+    result = np.zeros(width, np.float32)
     result[: values.size] = values.ravel()
     return result
 
@@ -59,7 +60,7 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
         tir.zero_frame(o, spec.out, target.narrow)
 
         def pixel(n: Any, i: Any, j: Any) -> None:
-            for first, count, lanes, vectors in channel_blocks(spec.out.pitch, target.narrow, 4):
+            for first, count, lanes, vectors in channel_blocks(spec.out.width, target.narrow, 4):
                 with T.serial(0, count) as block:
                     for v in range(vectors):
                         place = epilogue.Place((n, i, j), block * (lanes * vectors) + (first + v * lanes), lanes)

@@ -92,7 +92,7 @@ def _horner(v: Any, lanes: int, coefficients: tuple[float, ...]) -> Any:
     return result
 
 
-def _exp(v: Any, lanes: int) -> Any:
+def exp(v: Any, lanes: int) -> Any:
     """e^v by 2^k * e^r with |r| <= log(2)/2 and a polynomial of degree 6 (Cephes expf); 2 ulp, saturates at the float range."""
     v = T.Bind(_clip(v, lanes, -87.3, 88.3))
     k = T.Bind(tirx.floor(v * splat(math.log2(math.e), lanes) + splat(0.5, lanes)))
@@ -109,7 +109,7 @@ def _int(value: int, lanes: int) -> Any:
 
 
 def _sigmoid(v: Any, lanes: int) -> Any:
-    return splat(1, lanes) / (splat(1, lanes) + _exp(splat(0, lanes) - v, lanes))
+    return splat(1, lanes) / (splat(1, lanes) + exp(splat(0, lanes) - v, lanes))
 
 
 def _tanh(v: Any, lanes: int) -> Any:
@@ -122,24 +122,24 @@ def _gelu(v: Any, lanes: int, approximate: str = "none") -> Any:
         return v * _sigmoid(splat(2, lanes) * inner, lanes)
     z = T.Bind(tirx.max(v, splat(0, lanes) - v) * splat(math.sqrt(0.5), lanes))  # erf by Abramowitz and Stegun 7.1.26, absolute error 1.5e-7
     t = T.Bind(splat(1, lanes) / (splat(1, lanes) + splat(0.3275911, lanes) * z))
-    tail = T.Bind(_horner(t, lanes, (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)) * t * _exp(splat(0, lanes) - z * z, lanes))
+    tail = T.Bind(_horner(t, lanes, (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)) * t * exp(splat(0, lanes) - z * z, lanes))
     half = splat(0.5, lanes) * v
     return tirx.max(half, splat(0, lanes) - half) * (splat(1, lanes) - tail) + half  # 0.5 v (1 + erf(v / sqrt 2)); erf is odd
 
 
 def _mish(v: Any, lanes: int) -> Any:
-    e = _exp(tirx.min(v, splat(20, lanes)), lanes)  # tanh(log(1 + e)) = (e^2 + 2e) / (e^2 + 2e + 2)
+    e = exp(tirx.min(v, splat(20, lanes)), lanes)  # tanh(log(1 + e)) = (e^2 + 2e) / (e^2 + 2e + 2)
     n = T.Bind(e * (e + splat(2, lanes)))
     return v * n / (n + splat(2, lanes))
 
 
 def _elu(v: Any, lanes: int, alpha: float) -> Any:
-    return tirx.max(v, splat(0, lanes)) + splat(alpha, lanes) * (_exp(tirx.min(v, splat(0, lanes)), lanes) - splat(1, lanes))
+    return tirx.max(v, splat(0, lanes)) + splat(alpha, lanes) * (exp(tirx.min(v, splat(0, lanes)), lanes) - splat(1, lanes))
 
 
 def _softplus(v: Any, lanes: int, beta: float, threshold: float) -> Any:
     b = T.Bind(v * splat(beta, lanes))
-    u = _exp(tirx.min(b, splat(0, lanes) - b), lanes)  # log(1 + e^b) = max(b, 0) + log1p(e^-|b|); log1p(u) = 2 atanh(u / (2 + u))
+    u = exp(tirx.min(b, splat(0, lanes) - b), lanes)  # log(1 + e^b) = max(b, 0) + log1p(e^-|b|); log1p(u) = 2 atanh(u / (2 + u))
     s = T.Bind(u / (splat(2, lanes) + u))
     series = _horner(T.Bind(s * s), lanes, (2 / 13, 2 / 11, 2 / 9, 2 / 7, 2 / 5, 2 / 3, 2.0))
     smooth = T.Bind((tirx.max(b, splat(0, lanes)) + s * T.Bind(series)) * splat(1 / beta, lanes))

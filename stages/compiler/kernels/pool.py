@@ -57,7 +57,7 @@ def runs(windows: Sequence[Window]) -> tuple[Run, ...]:
 
 def _nests(spec: Spec, target: Target) -> list[tuple[tuple[int, ...], Run, Run, tuple[int, int, int, int]]]:
     """(loops, rows, columns, block of channels) of each nest of loops."""
-    blocks = channel_blocks(spec.out.pitch, target.narrow, 4)
+    blocks = channel_blocks(spec.out.width, target.narrow, 4)
     return [((spec.out.shape[0], rows[1], cols[1], block[1]), rows, cols, block) for rows in spec.rows for cols in spec.cols for block in blocks]
 
 

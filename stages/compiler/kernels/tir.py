@@ -90,6 +90,11 @@ def splat(value: float, lanes: int) -> Any:
     return T.broadcast(T.float32(value), lanes) if lanes > 1 else T.float32(value)
 
 
+def spread(value: Any, lanes: int) -> Any:
+    """A number computed at run time in every lane."""
+    return T.broadcast(value, lanes) if lanes > 1 else value
+
+
 def at(offset: Any, lanes: int) -> Any:
     """Index of ``lanes`` consecutive floats from ``offset``."""
     return T.ramp(offset, 1, lanes) if lanes > 1 else offset
@@ -131,15 +136,23 @@ def zero_frame(o: Any, layout: Layout, choices: tuple[int, ...]) -> None:
 
 def _zero_frame(y: Any, layout: Layout, choices: tuple[int, ...]) -> None:
     top, left, bottom, right = layout.border
-    inner, between = layout.shape[3] * layout.pitch, (right + left) * layout.pitch
-    height, last = layout.shape[2], (right + bottom * layout.cols) * layout.pitch
+    height, behind = layout.shape[2], layout.origin + layout.shape[3] * layout.pitch
     with T.serial(0, layout.shape[0]) as image:
         start = T.Bind(image * layout.image)
-        fill(y, start, layout.origin, 0.0, choices)
-        if between and height > 1:
+        _zero_pixels(y, start, top * layout.cols + left, layout, choices)
+        if left + right and height > 1:
             with T.serial(0, height - 1) as row:
-                fill(y, start + (layout.origin + inner) + row * layout.row, between, 0.0, choices)
-        fill(y, start + (layout.origin + (height - 1) * layout.row + inner), last, 0.0, choices)
+                _zero_pixels(y, start + behind + row * layout.row, left + right, layout, choices)
+        _zero_pixels(y, start + (behind + (height - 1) * layout.row), right + bottom * layout.cols, layout, choices)
+
+
+def _zero_pixels(y: Any, start: Any, pixels: int, layout: Layout, choices: tuple[int, ...]) -> None:
+    """Zero the Value's own floats of consecutive pixels: others may lie beside it."""
+    if layout.width == layout.pitch:
+        fill(y, start, pixels * layout.pitch, 0.0, choices)
+    else:
+        with T.serial(0, pixels) as pixel:
+            fill(y, start + pixel * layout.pitch, layout.width, 0.0, choices)
 
 
 def _pipeline() -> tuple[Any, Any, Any]:
