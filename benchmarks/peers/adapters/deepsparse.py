@@ -1,0 +1,39 @@
+"""DeepSparse 1.8.0, the last release with an engine in it (1.9.0 is empty)."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["NM_DISABLE_ANALYTICS"] = "1"  # it would report the run to its maker
+
+import deepsparse
+import numpy as np
+import onnx
+import onnx.version_converter
+
+from benchmarks.peers.job import Job, Session
+
+OPSET = int(os.environ.get("DSOP", 13))  # what its optimiser was made for
+IR = 8
+
+
+def convert(job: Job) -> None:
+    """network.onnx in the older ONNX that it reads."""
+    model = onnx.load(job.onnx)
+    if OPSET != 18: model = onnx.version_converter.convert_version(model, OPSET)
+    model.ir_version = IR
+    onnx.save(model, job.converted("network.onnx"))
+
+
+def load(job: Job) -> Session:
+    """An engine of ``job.threads`` cores."""
+    engine = deepsparse.Engine(model=job.converted("network.onnx"), batch_size=1, num_cores=job.threads)
+    inputs, last = [job.input()], []
+
+    def step() -> None:
+        last[:] = engine.run(inputs)
+
+    def output() -> np.ndarray:
+        return last[0]
+
+    return Session(step, output, deepsparse.__version__)

@@ -1,0 +1,121 @@
+"""From samples to the tables of the README: statistics, JSON and Markdown. Imports the standard library only."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.peers.catalog import Engine
+from benchmarks.peers.contest import SPINNING, Entry
+
+OWN = ("npas", "npas-pruned")
+
+
+def statistics_of(entry: Entry) -> dict[str, Any]:
+    """What the JSON keeps of an engine on one network: medians and minimums in milliseconds, and why there are none."""
+    row: dict[str, Any] = {**entry.facts, "failed": entry.failed, "runs": len(entry.wall_ms)}
+    if entry.wall_ms:
+        row |= {
+            "median_ms": statistics.median(entry.wall_ms),
+            "min_ms": min(entry.wall_ms),
+            "cpu_median_ms": statistics.median(entry.cpu_ms),
+            "cpu_min_ms": min(entry.cpu_ms),
+            "idle_load": entry.idle_load,
+        }
+    return row
+
+
+def ratios(rows: dict[str, dict[str, Any]], own: str) -> dict[str, Any]:
+    """``own`` against the fastest peer: {"median": r, "min": r, "cpu_min": r, "best": name by median}; {} where either side is missing."""
+    peers = {name: row for name, row in rows.items() if name not in OWN and usable(row)}
+    if not peers or not usable(rows.get(own, {})):
+        return {}
+    found: dict[str, Any] = {"best": min(peers, key=lambda name: peers[name]["median_ms"])}
+    for key in ("median_ms", "min_ms", "cpu_min_ms"):
+        found[key.removesuffix("_ms")] = rows[own][key] / min(row[key] for row in peers.values())
+    return found
+
+
+def usable(row: dict[str, Any]) -> bool:
+    """Measured, and not failed halfway."""
+    return "median_ms" in row and not row["failed"]
+
+
+@dataclasses.dataclass
+class Report:
+    """Everything measured so far: ``results[threads][network][engine]``."""
+
+    machine: dict[str, Any]
+    engines: Sequence[Engine]
+    rates: dict[str, float]
+    results: dict[int, dict[str, dict[str, dict[str, Any]]]] = dataclasses.field(default_factory=dict)
+
+    def add(self, threads: int, network: str, entries: dict[str, Entry]) -> None:
+        """The outcome of one contest."""
+        self.results.setdefault(threads, {})[network] = {name: statistics_of(entry) for name, entry in entries.items()}
+
+    def json(self) -> str:
+        """All numbers."""
+        compared = {
+            threads: {network: {own: ratios(rows, own) for own in OWN} for network, rows in networks.items()} for threads, networks in self.results.items()
+        }
+        return json.dumps({"machine": self.machine, "rates": self.rates, "results": self.results, "npas_over_best": compared}, indent=1) + "\n"
+
+    def markdown(self) -> str:
+        """One table for each thread count, then what went wrong."""
+        return "\n".join([self._heading(), *(self._table(threads) for threads in self.results), *self._notes()])
+
+    def _heading(self) -> str:
+        m = self.machine
+        return (
+            f"{m['processor']}, {m['cores']} cores; fp32, batch 1, 224x224, random weights with calibrated batch norms. Medians in milliseconds, interleaved rounds"
+            f" ({m['rounds']} rounds of {m['runs']} runs). Load of the machine before the run: {m['load']:.1f}. Every output was compared with PyTorch's.\n"
+        )
+
+    def _table(self, threads: int) -> str:
+        networks = self.results[threads]
+        lines = [
+            f"### {threads} thread{'s' if threads > 1 else ''}\n",
+            "| engine | " + " | ".join(networks) + " |",
+            "|---" + "|---:" * len(networks) + "|",
+        ]
+        best = {network: min((r["median_ms"] for name, r in rows.items() if name not in OWN and usable(r)), default=None) for network, rows in networks.items()}
+        for engine in self.engines:
+            rows = [networks[network].get(engine.name) for network in networks]
+            if not any(rows):
+                continue
+            version = next((r["version"] for r in rows if r and r.get("version")), "")
+            title = f"{engine.title} {version}".strip() if engine.is_peer else f"**{engine.title}**"
+            lines.append(f"| {title} | " + " | ".join(_cell(row, best[network]) for network, row in zip(networks, rows, strict=True)) + " |")
+        for own, label in zip(OWN, ("dense", "pruned"), strict=True):
+            found = [ratios(rows, own) for rows in networks.values()]
+            if any(found):
+                for key, word in (("median", "medians"), ("min", "minimums")):
+                    cells = [f"{r[key]:.2f}" if r else "–" for r in found]
+                    lines.append(f"| npas {label} / best engine ({word}) | " + " | ".join(cells) + " |")
+        if any(self.rates[n] > 1 for n in networks) and any("npas-pruned" in rows for rows in networks.values()):
+            lines.append("| pruning rate | " + " | ".join(f"{self.rates[n]:g}x" for n in networks) + " |")
+        return "\n".join(lines) + "\n"
+
+    def _notes(self) -> list[str]:
+        seen: dict[str, None] = {}
+        for threads, networks in self.results.items():
+            for network, rows in networks.items():
+                for name, row in rows.items():
+                    if row["failed"]:
+                        seen[f"- {name}, {network}, {threads} thread(s): {row['failed']}"] = None
+                    if row.get("idle_load", 0.0) > SPINNING:
+                        seen[f"- {name}, {network}, {threads} thread(s): used {row['idle_load']:.0%} of a core between its turns, which slowed the others"] = None
+        return list(seen)
+
+
+def _cell(row: dict[str, Any] | None, best: float | None) -> str:
+    if row is None:
+        return "–"
+    if not usable(row):
+        return row["failed"].partition(":")[0] if row["failed"].startswith("not installed") else "failed"
+    text = f"{row['median_ms']:.1f}" if row["median_ms"] >= 10 else f"{row['median_ms']:.2f}"
+    return f"**{text}**" if row["median_ms"] == best else text
