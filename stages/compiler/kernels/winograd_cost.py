@@ -1,0 +1,73 @@
+"""Which Winograd kernel a convolution gets, and whether it beats the gather kernel: estimates in processor cycles. Imports numpy only.
+
+Fitted to one Zen 4 core (benchmarks/winograd.py): the estimates of the 3x3 layers of vgg16 and resnet18 are within 10 % of the measured times, weights coming from main memory as they do in a
+large network. On other processors they only rank.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from stages.compiler.kernels import packing
+from stages.compiler.kernels.units import split
+from stages.compiler.kernels.winograd_shape import Blocking, Shape, panel
+from stages.compiler.target import Target
+from stages.compiler.tiles import cycles
+
+TRANSFORM = {2: 65.0, 4: 170.0, 6: 480.0}  # cycles per tile and vector (widest lanes), of the inputs as of the results
+PREFERENCE = {2: 1.0, 4: 1.08, 6: 1.16}  # larger tiles cost precision and memory for weights: they must pay by that much
+SUMS = 2.0  # cycles per vector of sums: set to zero, stored
+PANEL = 15.0  # cycles per panel: addresses, loops
+MEMORY = 10.0  # bytes per cycle of weights from main memory, read in order
+OVERLAP = 0.85  # of memory and arithmetic, the share of the shorter that hides behind the longer
+L3_BYTES = 16 << 20  # weights that fit stay near from one block of tiles to the next
+SCRATCH = 8 << 20  # bytes that a thread may use
+IDLE = 0.3  # of a unit's time, what a few threads lose on average because the last ones wait
+
+
+def choose(dims: tuple[int, int, int], channels: int, filters: int, target: Target) -> tuple[float, Shape]:
+    """(cycles, the cheapest Shape)."""
+    options = [Shape(dims, channels, filters, b) for b in _blockings(filters, target)]
+    fitting = [s for s in options if s.scratch <= SCRATCH] or [min(options, key=lambda s: s.scratch)]
+    best = min(fitting, key=lambda s: estimate(s, target) * PREFERENCE[s.blocking.m] * (1 + IDLE / s.units))
+    return estimate(best, target), best
+
+
+def _blockings(filters: int, target: Target) -> Iterator[Blocking]:
+    """Blocks of filters are one group: more blocks are more units, and cost nothing as neighbours share their transformed inputs."""
+    for lanes in target.narrow:
+        for vectors in (1, 2, 3, 4):
+            if lanes * (vectors - 1) < filters or lanes == target.narrow[-1] and vectors == 1:
+                for panels in (1, 2, 4):
+                    for m in TRANSFORM:
+                        yield Blocking(m, panels * panel(vectors, target), lanes, vectors, 1)
+
+
+def estimate(shape: Shape, target: Target) -> float:
+    """Cycles of one thread, weights cold."""
+    b = shape.blocking
+    groups = shape.filter_blocks * b.groups
+    blocks = sum(count for _, _, count in shape.tile_blocks)
+    product = 0.0
+    for tiles, _, count in shape.tile_blocks:
+        for size, _, panels in split(tiles, panel(b.vectors, target)):
+            product += count * panels * (shape.channels * cycles(size, b.lanes, b.vectors, target) + SUMS * size * b.vectors + PANEL)
+    vectors = math.ceil(shape.channels / b.lanes) + math.ceil(shape.filters / b.lanes)
+    halves = 1.0 if b.lanes == target.lanes and target.fused_narrow else 0.5  # cycles are counted in widest vectors of a processor that splits them in two
+    arithmetic = shape.places * groups * product + shape.tiles * vectors * TRANSFORM[b.m] * halves
+    weights = shape.places * shape.channels * groups * shape.group * 4
+    return overlapped(arithmetic, weights * (blocks if weights > L3_BYTES else 1) / MEMORY)
+
+
+def overlapped(arithmetic: float, memory: float) -> float:
+    """Cycles of both together."""
+    return max(arithmetic, memory) + (1 - OVERLAP) * min(arithmetic, memory)
+
+
+def direct(weight: np.ndarray, dims: tuple[int, int, int], target: Target) -> float:
+    """Cycles of the gather kernel with the zeros of ``weight`` (o, i, 3, 3) left out."""
+    matrix = packing.positions(weight)
+    return overlapped(packing.estimate(matrix, dims, target), np.count_nonzero(matrix) * 4 / MEMORY)

@@ -1,0 +1,104 @@
+"""The sizes of a Winograd convolution: its grid of tiles, blocks, and where things lie in scratch memory. Imports no TVM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stages.compiler.ir import round_up
+from stages.compiler.kernels.units import split
+from stages.compiler.target import Target
+
+
+@dataclass(frozen=True)
+class Blocking:
+    """How the work is divided: tiles of ``m`` x ``m`` results, at most ``tiles`` of them a block; blocks of filters of ``groups`` groups, a group being ``vectors`` vectors of ``lanes``."""
+
+    m: int
+    tiles: int
+    lanes: int
+    vectors: int
+    groups: int
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A convolution and its Blocking. ``dims`` are (images, rows, columns) of the result; ``channels`` of the input.
+
+    Example: dims (1, 56, 56), 64 channels and filters, F(4x4) by 14 tiles and 2x16 filters: a grid of (1, 14, 14) tiles in 14 blocks, 2 blocks of filters, 28 units.
+    """
+
+    dims: tuple[int, int, int]
+    channels: int
+    filters: int
+    blocking: Blocking
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """(images, rows, columns) of tiles."""
+        m = self.blocking.m
+        return (self.dims[0], -(-self.dims[1] // m), -(-self.dims[2] // m))
+
+    @property
+    def tiles(self) -> int:
+        """Tiles in all."""
+        return self.grid[0] * self.grid[1] * self.grid[2]
+
+    @property
+    def places(self) -> int:
+        """Points of the transform domain."""
+        return (self.blocking.m + 2) ** 2
+
+    @property
+    def tile_blocks(self) -> list[tuple[int, int, int]]:
+        """(tiles, first tile, number of blocks), at most two sizes, the larger first."""
+        return split(self.tiles, self.blocking.tiles)
+
+    @property
+    def most(self) -> int:
+        """Tiles of the largest block."""
+        return self.tile_blocks[0][0]
+
+    @property
+    def group(self) -> int:
+        """Filters of a group."""
+        return self.blocking.vectors * self.blocking.lanes
+
+    @property
+    def wide(self) -> int:
+        """Filters of a block."""
+        return self.blocking.groups * self.group
+
+    @property
+    def filter_blocks(self) -> int:
+        """Number of blocks of filters."""
+        return -(-self.filters // self.wide)
+
+    @property
+    def v_pitch(self) -> int:
+        """Floats of the transformed inputs from one place to the next."""
+        return _odd(self.most * round_up(self.channels, self.blocking.lanes))
+
+    @property
+    def q_pitch(self) -> int:
+        """Floats of the products from one place to the next."""
+        return _odd(self.most * self.wide)
+
+    @property
+    def scratch(self) -> int:
+        """Bytes of scratch memory."""
+        return self.places * (self.v_pitch + self.q_pitch) * 4
+
+    @property
+    def units(self) -> int:
+        """Blocks of tiles times blocks of filters; consecutive units share their block of tiles, whose inputs are transformed once."""
+        return sum(count for _, _, count in self.tile_blocks) * self.filter_blocks
+
+
+def _odd(floats: int) -> int:
+    """``floats`` rounded up to an odd number of cache lines, so that what lies at equal offsets of several places doesn't share one set of the cache."""
+    return (-(-floats // 16) | 1) * 16
+
+
+def panel(vectors: int, target: Target) -> int:
+    """Tiles whose sums for ``vectors`` vectors of filters, the weights and one input fit the registers."""
+    return max(1, (target.registers - 1 - vectors) // vectors)
