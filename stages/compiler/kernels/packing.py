@@ -44,15 +44,15 @@ def choose_groups(weight: np.ndarray, dims: tuple[int, int, int], target: Target
 
     A mask that is shared by 8 filters may be run in groups of 8, or of 16 with the union of two lists; which is faster depends on the mask and the target.
     """
-    return _choose(weight, dims, target)[1:]
+    return _choose(weight, dims, target, window)[1:]
 
 
-def estimate(weight: np.ndarray, dims: tuple[int, int, int], target: Target) -> float:
-    """Processor cycles of the gather kernel by the model of tiles.py; arguments as of ``choose_groups``."""
-    return _choose(weight, dims, target)[0]
+def estimate(weight: np.ndarray, dims: tuple[int, int, int], target: Target, window: Window = Window()) -> float:
+    """Processor cycles of the gather kernel by the model of tiles.py; arguments as of ``choose_groups``. Without ``window`` inputs are taken to be in the first-level cache."""
+    return _choose(weight, dims, target, window)[0]
 
 
-def _choose(weight: np.ndarray, dims: tuple[int, int, int], target: Target) -> tuple[float, tuple[Group, ...], Tile]:
+def _choose(weight: np.ndarray, dims: tuple[int, int, int], target: Target, window: Window) -> tuple[float, tuple[Group, ...], Tile]:
     quantum = target.narrow[-1]
     kept = _kept(weight != 0, quantum)
     best: tuple[float, tuple[Group, ...], Tile] | None = None
