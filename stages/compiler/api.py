@@ -21,6 +21,7 @@ from stages.compiler.model import CompiledModel
 from stages.compiler.pack import pack
 from stages.compiler.plan import layouts, plan
 from stages.compiler.select import select
+from stages.compiler.share import share
 from stages.compiler.shrink import shrink
 from stages.compiler.target import Target, resolve
 from stages.errors import UsageError
@@ -66,7 +67,7 @@ class _Build:
 
     def __init__(self, graph: Graph, tensors: Mapping[str, np.ndarray], scheme: Scheme, target: Target, threads: int):
         self.graph, self.target = graph, target
-        self.program = shrink(fuse(lower(graph, tensors, scheme)))
+        self.program = share(shrink(fuse(lower(graph, tensors, scheme))), target)
         placed = layouts(self.program, target)
         self.kernels = [select(step, placed, target) for step in self.program.steps]
         self.plan = plan(self.program, placed, max((k.scratch for k in self.kernels), default=0), threads)

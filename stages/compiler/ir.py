@@ -50,12 +50,17 @@ class Step:
 
 @dataclass(frozen=True)
 class Program:
-    """Steps in an order in which they can run, and the Values they read and write. ``inputs`` and ``outputs``: (Value name, the shape that the caller sees)."""
+    """Steps in an order in which they can run, and the Values they read and write. ``inputs`` and ``outputs``: (Value name, the shape that the caller sees).
+
+    ``views`` (made by share.py): Values that lie in a buffer with others, as (name in ``buffers``, first channel). All Values of a buffer need one kind of Layout and one frame.
+    """
 
     steps: tuple[Step, ...]
     values: Mapping[str, Value]
     inputs: tuple[tuple[str, tuple[int, ...]], ...]
     outputs: tuple[tuple[str, tuple[int, ...]], ...]
+    views: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    buffers: Mapping[str, Value] = field(default_factory=dict)
 
     @cached_property
     def readers(self) -> dict[str, tuple[Step, ...]]:

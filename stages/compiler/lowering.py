@@ -18,6 +18,8 @@ from stages.schemes.scheme import Scheme
 Loop = tuple[int, tuple[int, int, int, int], tuple[int, int, int, int]]
 """A loop of a copy step: how often, and how far one round moves along (n, c, h, w) of the source and of the target."""
 
+_APART = 8  # groups of a channel shuffle up to this many are copied one by one
+
 
 class Lowering:
     """A Program in the making; the rules of lower*.py add to it, layer by layer."""
@@ -27,6 +29,7 @@ class Lowering:
         self.steps: list[Step] = []
         self.values: dict[str, Value] = {}
         self.refs: dict[str, Ref] = {}
+        self.copies: dict[tuple[Ref, tuple[int, ...] | None], Ref] = {}  # what was copied once needn't be copied again
         self.inputs: list[tuple[str, tuple[int, ...]]] = []
 
     def refuse(self, layer: Layer, operator: str) -> NoReturn:
@@ -89,9 +92,11 @@ class Lowering:
         if len(ref.dims) not in AXES:
             matrix = ref.reshaped((ref.shape[0], prod(ref.shape[1:]))) or self.refuse(layer, f"{layer.op} of a tensor of {len(ref.dims)} dimensions")
             return self.copy(layer, matrix).reshaped(ref.shape) or self.refuse(layer, f"{layer.op} of a tensor of {len(ref.dims)} dimensions")
-        made = self.new(layer, ref.shape, axes)
-        self.move(layer, ref, made)
-        return made
+        key = (ref, None if axes is None else tuple(axes))
+        if key not in self.copies:
+            self.copies[key] = self.new(layer, ref.shape, axes)
+            self.move(layer, ref, self.copies[key])
+        return self.copies[key]
 
     def move(self, layer: Layer, source: Ref, target: Ref, first: bool = True, fill: float | None = None) -> None:
         """A step that copies the elements of ``source`` to those of ``target``, a part of a Value of whole axes. Only the ``first`` of several steps zeroes the target's frame; ``fill`` goes where nothing else does."""
@@ -103,7 +108,14 @@ class Lowering:
                 read[digit.axis], write[place[0].axis] = digit.step, place[0].step * inner
                 loops.append((digit.size, _four(read), _four(write)))
                 inner *= digit.size
-        self.put(layer, source.value, target.value, loops, source.first, target.first, first, fill)
+        shuffled = [loop for loop in loops if loop[1][C] > 1 and loop[0] <= _APART]
+        if not shuffled or fill is not None:
+            self.put(layer, source.value, target.value, loops, source.first, target.first, first, fill)
+            return
+        count, read_step, write_step = groups = max(shuffled, key=lambda loop: loop[1][C])
+        rest = [loop for loop in loops if loop is not groups]
+        for k in range(count):  # one step a group of channels: share.py can let each read from where the group came
+            self.put(layer, source.value, target.value, rest, _along(source.first, read_step, k), _along(target.first, write_step, k), first and k == 0)
 
     def put(
         self,
@@ -149,6 +161,10 @@ class Lowering:
         length = ref.shape[0] if ref.shape else 1
         matrix = ref.reshaped((length, prod(ref.shape[1:]))) or self.refuse(layer, f"{layer.op} at the network's output")
         return self.copy(layer, matrix)
+
+
+def _along(place: tuple[int, int, int, int], step: tuple[int, int, int, int], count: int) -> tuple[int, int, int, int]:
+    return _four([p + count * s for p, s in zip(place, step, strict=True)])
 
 
 def _four(values: Sequence[int]) -> tuple[int, int, int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stages.compiler.ir import Layout, Program, Step, Value, round_up
 from stages.compiler.target import Target
@@ -13,19 +13,32 @@ CROWDED = 16  # a pitch of a multiple of so many lines leaves pixels at most 4 o
 
 
 def layouts(program: Program, target: Target) -> dict[str, Layout]:
-    """A Layout for each Value: pixel-major, framed as far as convolutions read beyond the image. Images that come in and are only convolved stay planar."""
+    """A Layout for each Value and each shared buffer: pixel-major, framed as far as convolutions read beyond the image. Images that come in and are only convolved stay planar."""
     made = {step.output: step for step in program.steps}
-    return {name: _layout(value, made[name], program, target) for name, value in program.values.items()}
+    alone = {name: _layout(value, made.get(name), program, target) for name, value in program.values.items()}
+    return {**alone, **_shared(program, alone, target)}
 
 
-def _layout(value: Value, maker: Step, program: Program, target: Target) -> Layout:
+def _shared(program: Program, alone: dict[str, Layout], target: Target) -> dict[str, Layout]:
+    """The Layouts of shared buffers and of the Values in them: pixel-major, with a frame that is enough for every reader."""
+    found = {}
+    for buffer, whole in program.buffers.items():
+        members = [name for name, (place, _) in program.views.items() if place == buffer]
+        border = tuple(max(alone[name].border[side] for name in members) for side in range(4))
+        layout = Layout(whole.shape, _pitch(whole, target), (border[0], border[1], border[2], border[3]))
+        found[buffer] = layout
+        found.update({name: replace(layout, shape=alone[name].shape, part=round_up(alone[name].shape[1], target.narrow[-1])) for name in members})
+    return found
+
+
+def _layout(value: Value, maker: Step | None, program: Program, target: Target) -> Layout:
     readers = program.readers[value.name]
     border = (0, 0, 0, 0)
     for step in readers:
         if step.op in ("conv", "depthwise") and step.inputs[0] == value.name:
             need = _frame(step, value, program.values[step.output])
             border = (max(border[0], need[0]), max(border[1], need[1]), max(border[2], need[2]), max(border[3], need[3]))
-    planar = maker.op == "input" and value.shape[2:] != (1, 1) and all(s.op == "conv" and value.name not in s.inputs[1:] for s in readers)
+    planar = maker is not None and maker.op == "input" and value.shape[2:] != (1, 1) and all(s.op == "conv" and value.name not in s.inputs[1:] for s in readers)
     return Layout(value.shape, 1 if planar else _pitch(value, target), border, planar)
 
 
@@ -68,14 +81,15 @@ class Plan:
 
 
 def plan(program: Program, placed: dict[str, Layout], scratch: int = 0, threads: int = 1) -> Plan:
-    """First-fit: a Value takes the lowest free bytes from the step that first writes it to the last that reads it. ``scratch`` are the bytes that each thread needs for itself."""
+    """First-fit: a Value or shared buffer takes the lowest free bytes from the step that first writes it to the last that reads it. ``scratch`` are the bytes that each thread needs for itself."""
     first: dict[str, int] = {}
     last: dict[str, int] = {}
     for index, step in enumerate(program.steps):
         for name in (*step.inputs, step.output):
             if name in placed:
-                first.setdefault(name, index)
-                last[name] = index
+                owner = program.views[name][0] if name in program.views else name
+                first.setdefault(owner, index)
+                last[owner] = index
     live: list[tuple[int, int, str]] = []  # (offset, size, name)
     offsets: dict[str, int] = {}
     size = 0
@@ -85,6 +99,8 @@ def plan(program: Program, placed: dict[str, Layout], scratch: int = 0, threads:
         offsets[name] = _lowest(live, need)
         live.append((offsets[name], need, name))
         size = max(size, offsets[name] + need)
+    for name, (buffer, channel) in program.views.items():
+        offsets[name] = offsets[buffer] + channel * placed[buffer].channel * 4
     return Plan(offsets, size, round_up(scratch, ALIGNMENT), threads)
 
 

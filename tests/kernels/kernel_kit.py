@@ -27,6 +27,21 @@ def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
     return module.eval()
 
 
+def calibrated(module: nn.Module, *shape: int, seed: int = 0) -> nn.Module:
+    """Random weights and gains, batch norms with the statistics of standard normal images of ``shape``: deep networks whose activations neither vanish nor explode."""
+    torch.manual_seed(seed)
+    for m in module.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            nn.init.uniform_(m.weight, 0.7, 1.3)
+            nn.init.normal_(m.bias, 0.0, 0.1)
+            m.momentum = None  # plain average over the calibration batch
+        if isinstance(m, nn.Dropout):
+            m.p = 0.0
+    with torch.no_grad():
+        module.train()(torch.randn(8, *shape[1:]))
+    return module.eval()
+
+
 def inputs(*shape: int, seed: int = 1) -> Tensor:
     """A standard normal tensor."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
