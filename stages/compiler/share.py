@@ -64,8 +64,10 @@ def _forward(program: Program) -> Program:
     steps = []
     for step in program.steps:
         if step.op == "copy":
-            step = _forwarded(step, program, makers)
             window = _window(step, program)
+            if window is None or not window.is_part:  # parts of concatenations stay such: they needn't be copied at all
+                step = _forwarded(step, program, makers)
+                window = _window(step, program)
             if window is not None:
                 makers.setdefault(step.output, []).append((step, window))
         steps.append(step)
@@ -79,7 +81,7 @@ def _forwarded(step: Step, program: Program, makers: dict[str, list[tuple[Step, 
         channels = program.values[maker.inputs[0]].shape[1]
         if not window.is_part or (window.offset <= first and last < window.offset + channels):
             moved = first - window.offset if window.is_part else first + window.offset
-            return replace(step, inputs=maker.inputs, attrs={**step.attrs, "read": (n, moved, h, w)})
+            return _forwarded(replace(step, inputs=maker.inputs, attrs={**step.attrs, "read": (n, moved, h, w)}), program, makers)
     return step
 
 
