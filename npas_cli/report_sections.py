@@ -131,7 +131,8 @@ def label(entry: Mapping[str, Any]) -> str:
     """A layer's scheme in words: "block-punched/8 3x"."""
     if entry["scheme"] == "none":
         return "none"
-    block = f"/{entry['block']}" if entry["block"] else ""
+    channels = f"x{entry['channels']}" if entry.get("channels", 1) > 1 else ""
+    block = f"/{entry['block']}{channels}" if entry["block"] else ""
     return f"{entry['scheme']}{block} {entry['rate']:g}x"
 
 

@@ -89,6 +89,7 @@ class SearchScheme:
     )
     rates: tuple[float, ...] = tunable((2.0, 2.5, 3.0, 5.0, 7.0, 10.0), "pruning rates to choose from (3 keeps one weight in three); none is rate 1", low=1)
     blocks: tuple[int, ...] = tunable((8, 16, 32), "filters that share their kept positions in block-punched and pattern layers", low=1, high=64)
+    channel_blocks: tuple[int, ...] = tunable((1,), "input channels whose weights are pruned together in block-punched layers (YOLObile: 4)", low=1, high=64)
     min_share: float = tunable(0.005, "layers with a smaller share of the network's multiply-accumulates stay dense", low=0, high=1)
     margin: float = tunable(0.05, "a candidate slower than the budget by more than this share is not trained", low=0)
     epochs: float = tunable(2.0, "retraining epochs of each candidate (paper: 2)", low=0)

@@ -27,7 +27,7 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
     read_json(DEVICE)
     task, network, graph = evaluate.open_network(config)
     inputs = {name: sha256(name) for name in (evaluate.MODEL, DEVICE)}
-    space = scheme_space(graph, c.schemes, c.rates, c.blocks, c.min_share)
+    space = scheme_space(graph, c.schemes, c.rates, c.blocks, c.min_share, c.channel_blocks)
     tunables = {f.name: getattr(c, f.name) for f in fields(c) if f.name in TUNABLES[c.strategy]}
     folder = state_dir("search_scheme", state_key(c, config.task, config.probe, inputs, code_version()))
     with (

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from itertools import combinations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stages.errors import UsageError
 from stages.schemes.rules import kept_count, kept_units
@@ -27,22 +27,27 @@ def top_mask(scores: Tensor, count: int) -> Tensor:
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order, True)
 
 
-def group_energy(weight: Tensor, block: int) -> Tensor:
-    """Squared L2 norm of each position over each group of ``block`` consecutive filters (the last may be smaller): (O, ...) -> (groups, positions), float64."""
-    rows = weight.detach().double().reshape(weight.shape[0], -1).square()
-    padding = -len(rows) % block
-    return torch.cat([rows, rows.new_zeros(padding, rows.shape[1])]).view(-1, block, rows.shape[1]).sum(1)
+def group_energy(weight: Tensor, block: int, channels: int = 1) -> Tensor:
+    """Squared L2 norm of each unit: a position over ``block`` consecutive filters and ``channels`` consecutive input channels; the last of either may be fewer.
+
+    (O, I, ...) -> (groups of filters, units), float64; units in the order (block of channels, row, column).
+    """
+    squares = weight.detach().double().square().reshape(*weight.shape[:2], -1)
+    padded = nn.functional.pad(squares, (0, 0, 0, -weight.shape[1] % channels, 0, -weight.shape[0] % block))
+    groups, columns = padded.shape[0] // block, padded.shape[1] // channels
+    return padded.view(groups, block, columns, channels, -1).sum((1, 3)).flatten(1)
 
 
-def _spread(keep: Tensor, weight: Tensor, block: int) -> Tensor:
-    """(groups, positions) -> the weight's shape: every filter of a group keeps the same positions."""
-    return keep.repeat_interleave(block, 0)[: weight.shape[0]].reshape(weight.shape).contiguous()
+def spread(keep: Tensor, weight: Tensor, block: int, channels: int = 1) -> Tensor:
+    """(groups, units) -> the weight's shape: every filter and every channel of a unit is kept, or none."""
+    columns = keep.view(len(keep), -(-weight.shape[1] // channels), -1).repeat_interleave(channels, 1)[:, : weight.shape[1]]
+    return columns.repeat_interleave(block, 0)[: weight.shape[0]].reshape(weight.shape).contiguous()
 
 
-def position_mask(weight: Tensor, rate: float, block: int) -> Tensor:
-    """Block-punched (NPAS section 4.1) and, on a matrix, block-based: each group keeps ``kept_count(positions, rate)`` positions, those of the largest L2 norm over its filters."""
-    energy = group_energy(weight, block)
-    return _spread(top_mask(energy, kept_count(energy.shape[1], rate)), weight, block)
+def position_mask(weight: Tensor, rate: float, block: int, channels: int = 1) -> Tensor:
+    """Block-punched (NPAS section 4.1) and, on a matrix, block-based: each group keeps ``kept_count(units, rate)`` units, those of the largest L2 norm."""
+    energy = group_energy(weight, block, channels)
+    return spread(top_mask(energy, kept_count(energy.shape[1], rate)), weight, block, channels)
 
 
 def mine_patterns(energy: Tensor) -> Tensor:
@@ -62,7 +67,7 @@ def pattern_mask(weight: Tensor, rate: float, block: int) -> Tensor:
     patterns = mine_patterns(energy.view(-1, 9))
     score, best = (energy @ patterns.to(energy.dtype).T).max(-1)
     kernels = top_mask(score, kept_units(LayerScheme("keep", "pattern", rate, block), weight.shape))
-    return _spread((patterns[best] & kernels[..., None]).flatten(1), weight, block)
+    return spread((patterns[best] & kernels[..., None]).flatten(1), weight, block)
 
 
 def filter_classes(scheme: Scheme) -> Iterator[tuple[Mapping[str, str], float]]:
@@ -106,7 +111,7 @@ def masks_of(tensors: Mapping[str, Tensor], scheme: Scheme) -> dict[str, Tensor]
         if layer.pruning == "pattern":
             masks[name] = pattern_mask(tensors[name], layer.rate, layer.block)
         elif layer.pruning in ("block-punched", "block-based"):
-            masks[name] = position_mask(tensors[name], layer.rate, layer.block)
+            masks[name] = position_mask(tensors[name], layer.rate, layer.block, layer.channels)
     for members, rate in filter_classes(scheme):
         masks |= class_masks(tensors, members, rate)
     return masks

@@ -20,36 +20,46 @@ class LayerScheme:
     96 of the 32 * 9 = 288 positions (input channel, kernel row, kernel column) are kept, the same ones in all 8 filters (block-punched, NPAS section 4.1).
 
     * ``filter_type``: "keep" for now; a replacement type (LANA, NPAS section 5.2) in later versions.
+    ``LayerScheme("keep", "block-punched", 3.0, 8, 4)`` prunes each kernel position for 4 consecutive input channels of the 8 filters at once: 24 of 72 units (block of channels, row, column).
+
     * ``pruning``: "none"; "filter" (whole output channels); "block-punched" (convolutions); "pattern" (3x3 convolutions: every kept kernel keeps 4 weights of one of a few patterns,
-      other kernels vanish; patterns and kept kernels are shared by the filters of a block); "block-based" (linear layers: columns are removed in each block of rows on its own).
-    * ``rate``: weights before / weights after, >= 1. A group of n positions keeps ``max(1, round(n / rate))``.
+      other kernels vanish; patterns and kept kernels are shared by the filters of a block); "block-based" (linear layers: the matrix is cut into blocks of ``block`` rows and
+      ``channels`` columns; what is removed is a column of a block (8 x 1), a row of a block (1 x 16) or a whole block (8 x 4)).
+    * ``rate``: weights before / weights after, >= 1. A group of n units keeps ``max(1, round(n / rate))``.
     * ``block``: filters (rows) per group; the last group may be smaller. 0 where it has no meaning (none, filter).
+    * ``channels``: input channels (columns) per unit of block-punched and block-based, the last unit may be smaller; 1 elsewhere. YOLObile's blocks are 8 x 4.
     """
 
     filter_type: str = "keep"
     pruning: str = "none"
     rate: float = 1.0
     block: int = 0
+    channels: int = 1
 
     @property
     def label(self) -> str:
-        """Short text for node labels and tables: "none", "filter 2x", "block-punched/8 3x"."""
+        """Short text for node labels and tables: "none", "filter 2x", "block-punched/8 3x", "block-punched/8x4 3x"."""
         if self.pruning == "none":
             return "none"
-        return f"{self.pruning}{f'/{self.block}' if self.block else ''} {self.rate:g}x"
+        return f"{self.pruning}{f'/{self.size}' if self.block else ''} {self.rate:g}x"
+
+    @property
+    def size(self) -> str:
+        """The block in words: "8" filters, or "8x4" filters and input channels."""
+        return f"{self.block}x{self.channels}" if self.channels > 1 else str(self.block)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for scheme.json."""
-        return {"filter_type": self.filter_type, "scheme": self.pruning, "rate": self.rate, "block": self.block}
+        return {"filter_type": self.filter_type, "scheme": self.pruning, "rate": self.rate, "block": self.block, "channels": self.channels}
 
     @staticmethod
     def from_json(d: Mapping[str, Any]) -> LayerScheme:
-        """The inverse of to_json; ArtifactError on an unknown scheme or rate."""
+        """The inverse of to_json; files from before there were blocks of channels have none. ArtifactError on an unknown scheme or rate."""
         try:
-            made = LayerScheme(str(d["filter_type"]), str(d["scheme"]), float(d["rate"]), int(d["block"]))
+            made = LayerScheme(str(d["filter_type"]), str(d["scheme"]), float(d["rate"]), int(d["block"]), int(d.get("channels", 1)))
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"A layer of the scheme can't be read: {error!r}.", "Run 'npas search-scheme' again.") from None
-        if made.pruning not in SCHEMES or made.rate < 1 or made.block < 0:
+        if made.pruning not in SCHEMES or made.rate < 1 or made.block < 0 or made.channels < 1:
             raise ArtifactError(f"A layer of the scheme has impossible values: {dict(d)}.", "Run 'npas search-scheme' again.")
         return made
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.errors import UsageError
-from stages.schemes.masks import PATTERNS, class_names, filter_classes, masks_of
+from stages.schemes.masks import PATTERNS, class_names, filter_classes, masks_of, spread
 from stages.schemes.rules import PATTERN_RATE, kept_count, kept_units
 from stages.schemes.scheme import PATTERN_WEIGHTS, LayerScheme, Scheme
 
@@ -50,10 +50,9 @@ def _check_outside(name: str, tensors: Mapping[str, Tensor], mask: Tensor) -> No
 
 
 def _check_blocks(name: str, mask: Tensor, layer: LayerScheme) -> None:
-    rows = mask.flatten(1)
-    leaders = rows[:: layer.block].contiguous()
-    if not torch.equal(leaders.repeat_interleave(layer.block, 0)[: len(rows)], rows):
-        _fail(name, f"keeps different positions in filters of one block of {layer.block}")
+    leaders = mask[:: layer.block, :: layer.channels].flatten(1).contiguous()  # one weight of each unit
+    if not torch.equal(spread(leaders, mask, layer.block, layer.channels), mask):
+        _fail(name, f"keeps different positions in filters{' or channels' if layer.channels > 1 else ''} of one block of {layer.size}")
     units = leaders.view(len(leaders), -1, 9).any(-1) if layer.pruning == "pattern" else leaders
     wanted = kept_units(layer, mask.shape)
     if not bool((units.sum(1) == wanted).all()):

@@ -40,8 +40,10 @@ class SchemeSpace:
         return {layer.module: c.label for layer, c in zip(self.layers, choices, strict=True)}  # type: ignore[attr-defined]
 
 
-def scheme_space(graph: Graph, schemes: Sequence[str], rates: Sequence[float], blocks: Sequence[int], min_share: float = 0.005) -> SchemeSpace:
-    """Every legal combination of ``schemes``, ``rates`` and ``blocks`` on the prunable layers that have at least ``min_share`` of the network's multiply-accumulates; a
+def scheme_space(
+    graph: Graph, schemes: Sequence[str], rates: Sequence[float], blocks: Sequence[int], min_share: float = 0.005, channel_blocks: Sequence[int] = (1,)
+) -> SchemeSpace:
+    """Every legal combination of ``schemes``, ``rates``, ``blocks`` and ``channel_blocks`` on the prunable layers that have at least ``min_share`` of the network's multiply-accumulates; a
     smaller layer (SE gates, the classifier) can't buy latency, only cost accuracy, and has no slot.
 
     ``space.first`` are the uniform candidates that a search surveys before anything else, the fastest ones (the highest rate of each scheme) at their head; without them
@@ -51,7 +53,7 @@ def scheme_space(graph: Graph, schemes: Sequence[str], rates: Sequence[float], b
     whether this very layer is pruned at least that hard. So two candidates are alike when their layers' rates are, also before any exact label was seen twice.
     UsageError when no layer can be pruned.
     """
-    offered = [(layer, _choices(layer, graph, schemes, rates, blocks)) for layer in graph.prunable if layer.macs >= min_share * graph.macs]
+    offered = [(layer, _choices(layer, graph, schemes, rates, blocks, channel_blocks)) for layer in graph.prunable if layer.macs >= min_share * graph.macs]
     layers = tuple(layer for layer, choices in offered if choices != (DENSE,))
     if not layers:
         raise UsageError("No layer of the network can be pruned by these schemes.", "Allow more of search_scheme.schemes and search_scheme.rates.")
@@ -79,12 +81,12 @@ def uniform_candidates(slots: Sequence[Sequence[LayerScheme]], schemes: Sequence
 
 
 def nearest(slot: Sequence[LayerScheme], pruning: str, rate: float, block: int) -> LayerScheme:
-    """The choice of ``slot`` that comes closest: the scheme before the rate before the block."""
+    """The choice of ``slot`` that comes closest: the scheme before the rate before the block; of those the fewest channels a unit."""
     kinds = {c.pruning for c in slot}
     order = {"block-punched": ("block-punched", "block-based")}.get(pruning, (pruning, "block-punched", "block-based"))
     wanted = next((k for k in order if k in kinds), DENSE.pruning)
     fitting = [c for c in slot if c.pruning == wanted] or list(slot)
-    return min(fitting, key=lambda c: (abs(math.log(c.rate / rate)), abs(c.block - block)))
+    return min(fitting, key=lambda c: (abs(math.log(c.rate / rate)), abs(c.block - block), c.channels))
 
 
 def focus(space: Space, first: Sequence[Choices]) -> Space:
@@ -119,8 +121,10 @@ def kind(layer: Layer) -> str:
     return " ".join(filter(None, (layer.op, size, f"2^{round(math.log2(max(1, layer.macs)))}")))
 
 
-def _choices(layer: Layer, graph: Graph, schemes: Sequence[str], rates: Sequence[float], blocks: Sequence[int]) -> tuple[LayerScheme, ...]:
-    legal = legal_schemes(layer, graph, schemes, rates, blocks)
+def _choices(
+    layer: Layer, graph: Graph, schemes: Sequence[str], rates: Sequence[float], blocks: Sequence[int], channel_blocks: Sequence[int]
+) -> tuple[LayerScheme, ...]:
+    legal = legal_schemes(layer, graph, schemes, rates, blocks, channel_blocks)
     allowed = legal if "none" in schemes or len(legal) == 1 else legal[1:]
     return tuple(sorted(allowed, key=lambda c: c.rate))  # alike: the rate tells more than the scheme
 

@@ -28,6 +28,19 @@ blocks = st.integers(1, 24)
 seeds = st.integers(0, 10_000)
 
 
+def naive_units(weight: Tensor, rate: float, block: int, channels: int) -> Tensor:
+    """Group by group, unit (block of channels, kernel position) by unit."""
+    values = weight.double().reshape(*weight.shape[:2], -1)
+    mask = torch.zeros_like(values, dtype=torch.bool)
+    for start in range(0, len(values), block):
+        members = slice(start, start + block)
+        units = [(slice(c, c + channels), k) for c in range(0, values.shape[1], channels) for k in range(values.shape[2])]
+        score = [float(values[members, c, k].square().sum()) for c, k in units]
+        for u in sorted(range(len(units)), key=lambda u, score=score: (-score[u], u))[: max(1, round(len(units) / rate))]:
+            mask[members, units[u][0], units[u][1]] = True
+    return mask.view(weight.shape)
+
+
 def naive_positions(weight: Tensor, rate: float, block: int) -> Tensor:
     """Group by group, position by position, in Python numbers."""
     flat = weight.flatten(1).double()
@@ -46,6 +59,16 @@ def naive_positions(weight: Tensor, rate: float, block: int) -> Tensor:
 def test_positions_agree_with_a_naive_loop(shape, rate, block, seed):
     weight = weight_of(shape, seed)
     assert torch.equal(position_mask(weight, rate, block), naive_positions(weight, rate, block))
+
+
+@FAST
+@given(shapes, rates, blocks, st.integers(1, 9), seeds)
+def test_units_of_several_channels_agree_with_a_naive_loop(shape, rate, block, channels, seed):
+    weight = weight_of(shape, seed)
+    mask = position_mask(weight, rate, block, channels)
+    assert torch.equal(mask, naive_units(weight, rate, block, channels))
+    assert torch.equal(position_mask(weight * mask, rate, block, channels), mask)
+    check_zeros({"a.weight": weight * mask}, Scheme({"a": LayerScheme("keep", "block-punched", rate, block, channels)}))
 
 
 @FAST
@@ -151,6 +174,7 @@ KINDS = [
     LayerScheme("keep", "pattern", 5.0, 4),
     LayerScheme("keep", "block-punched", 10.0, 3),
     LayerScheme("keep", "pattern", 2.25, 16),
+    LayerScheme("keep", "block-punched", 3.0, 8, 4),
 ]
 
 
@@ -193,6 +217,8 @@ BAD = [
     ({"0": LayerScheme("keep", "block-based", 2.0, 8)}, "'0'"),  # a convolution
     ({"0": LayerScheme("keep", "block-punched", 2.0, 0)}, "'0'"),  # no block
     ({"0": LayerScheme("keep", "filter", 2.0)}, "'0'"),  # of no class
+    ({"0": LayerScheme("keep", "block-punched", 2.0, 8, 0)}, "'0'"),  # no channels
+    ({"0": LayerScheme("keep", "pattern", 3.0, 8, 4)}, "'0'"),  # patterns have no blocks of channels
     ({"2": LayerScheme("keep", "block-punched", 2.0, 8)}, "'2'"),  # depthwise
     ({"3": LayerScheme("keep", "block-punched", 2.0, 8)}, "'3'"),  # batch norm
     ({"stem": LayerScheme("keep", "block-punched", 2.0, 8)}, "'stem'"),  # unknown

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stages.errors import UsageError
+from stages.errors import ArtifactError, UsageError
 from stages.graph import trace
 from stages.schemes import DENSE, LayerScheme, Scheme, check_zeros, kept_count, legal_schemes, make_masks, prune_, uniform_scheme
 from stages.tasks.zoo import SqueezeExcite, npas_tiny
@@ -154,6 +154,25 @@ def test_legal_schemes_leave_out_what_is_the_same():
     graph = trace(network(), torch.randn(1, 3, 8, 8))
     found = legal_schemes(graph["project"], graph, ("block-punched",), (2.0, 2.01, 1.0), (4, 8, 16, 32))
     assert found == (DENSE, LayerScheme("keep", "block-punched", 2.0, 4), LayerScheme("keep", "block-punched", 2.0, 8))
+
+
+def test_blocks_of_channels_multiply_what_may_be_punched():
+    graph = trace(network(), torch.randn(1, 3, 8, 8))
+    found = legal_schemes(graph["project"], graph, ALL, (3.0,), (8,), (1, 4, 16, 32))  # 12 input channels
+    assert [s.label for s in found] == ["none", "filter 3x", "block-punched/8 3x", "block-punched/8x4 3x"]  # one unit of 12 channels can't be halved
+    mixed = uniform_scheme(graph, "block-punched", 3.0, 8, channels=4)
+    assert mixed["stem"].label == "block-punched/8x4 3x" and mixed["classifier"].label == "block-based/8x4 3x"
+    with pytest.raises(UsageError, match="blocks of 4 input channels"):
+        uniform_scheme(graph, "pattern", 3.0, 8, channels=4)
+
+
+def test_scheme_files_from_before_there_were_blocks_of_channels_are_read():
+    old = {"filter_type": "keep", "scheme": "block-punched", "rate": 3.0, "block": 8}
+    assert LayerScheme.from_json(old) == LayerScheme("keep", "block-punched", 3.0, 8)
+    new = LayerScheme("keep", "block-punched", 3.0, 8, 4)
+    assert LayerScheme.from_json(new.to_json()) == new
+    with pytest.raises(ArtifactError):
+        LayerScheme.from_json(new.to_json() | {"channels": 0})
 
 
 @pytest.mark.parametrize("pruning", ["filter", "block-punched", "pattern"])

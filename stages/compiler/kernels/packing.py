@@ -47,9 +47,9 @@ def choose_groups(weight: np.ndarray, dims: tuple[int, int, int], target: Target
     return _choose(weight, dims, target, window)[1:]
 
 
-def estimate(weight: np.ndarray, dims: tuple[int, int, int], target: Target, window: Window = Window()) -> float:
+def estimate(weight: np.ndarray, dims: tuple[int, int, int], target: Target, window: Window | None = None) -> float:
     """Processor cycles of the gather kernel by the model of tiles.py; arguments as of ``choose_groups``. Without ``window`` inputs are taken to be in the first-level cache."""
-    return _choose(weight, dims, target, window)[0]
+    return _choose(weight, dims, target, window or Window())[0]
 
 
 def _choose(weight: np.ndarray, dims: tuple[int, int, int], target: Target, window: Window) -> tuple[float, tuple[Group, ...], Tile]:
