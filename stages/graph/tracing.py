@@ -49,7 +49,9 @@ class _Tracer:
         self.program = program
         self.children = {name: any(True for _ in m.children()) for name, m in module.named_modules()}
         signature = program.graph_signature
-        self.tensors = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
+        tensors = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
+        names = _first_names(module)
+        self.tensors = {placeholder: names.get(name, name) for placeholder, name in tensors.items()}
         self.constant_names = set(signature.inputs_to_lifted_tensor_constants.values())
         self.layers: list[Layer] = []
         self.alias: dict[Any, str] = {}  # fx node -> name of the layer that makes its value
@@ -172,6 +174,13 @@ class _Tracer:
     def _add(self, node: Any, layer: Layer) -> None:
         self.layers.append(layer)
         self.alias[node] = layer.name
+
+
+def _first_names(module: nn.Module) -> dict[str, str]:
+    """For each name of a parameter or buffer, the first one: a module that is a child of two others has two, and torch.export takes any."""
+    first: dict[int, str] = {}
+    named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    return {name: first.setdefault(id(tensor), name) for name, tensor in named}
 
 
 def _arguments(node: Any) -> dict[str, Any]:
