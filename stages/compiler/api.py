@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from stages.compiler import cache, emit
+from stages.compiler.arrange import arrange
 from stages.compiler.check import compare
 from stages.compiler.fuse import fuse
 from stages.compiler.kernels.kernel import Kernel
@@ -67,8 +68,9 @@ class _Build:
 
     def __init__(self, graph: Graph, tensors: Mapping[str, np.ndarray], scheme: Scheme, target: Target, threads: int):
         self.graph, self.target = graph, target
-        self.program = share(shrink(fuse(lower(graph, tensors, scheme))), target)
-        placed = layouts(self.program, target)
+        arranged = arrange(share(shrink(fuse(lower(graph, tensors, scheme))), target), target)
+        self.program = arranged.program
+        placed = layouts(self.program, target, arranged.planes)
         self.kernels = [select(step, placed, target) for step in self.program.steps]
         self.plan = plan(self.program, placed, max((k.scratch for k in self.kernels), default=0), threads)
         self.blob, self.places = pack(self.kernels)

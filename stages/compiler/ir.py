@@ -79,6 +79,7 @@ class Layout:
 
     Pixel-major (NHWC): ``pitch`` floats from pixel to pixel, a zeroed frame of ``border`` = (top, left, bottom, right) pixels. ``part`` of a pixel's floats belong to this Value (its channels
     rounded up to a vector): no kernel may write the others; 0 means all of them. With ``planar`` the order is NCHW, the frame included, and ``pitch`` is 1. Example: shape (1, 24, 56, 56), pitch 24, border (1, 1, 1, 1): 58 * 58 * 24 floats; pixel (0, 0) begins at float 59 * 24.
+    A planar Layout may leave ``lead`` floats before the first row of a plane and take ``plane`` floats for each (kernels/planar.py says why).
     """
 
     shape: tuple[int, int, int, int]
@@ -86,6 +87,8 @@ class Layout:
     border: tuple[int, int, int, int] = (0, 0, 0, 0)
     planar: bool = False
     part: int = 0
+    lead: int = 0
+    plane: int = 0
 
     @property
     def width(self) -> int:
@@ -110,22 +113,24 @@ class Layout:
     @property
     def channel(self) -> int:
         """Floats from one channel to the next."""
-        return self.rows * self.cols if self.planar else 1
+        if not self.planar:
+            return 1
+        return self.plane or self.rows * self.cols
 
     @property
     def image(self) -> int:
         """Floats from one image of the batch to the next."""
-        return self.rows * self.row * (self.shape[1] if self.planar else 1)
+        return self.channel * self.shape[1] if self.planar else self.rows * self.row
 
     @property
     def origin(self) -> int:
         """Float at which channel 0 of pixel (0, 0) lies."""
-        return self.border[0] * self.row + self.border[1] * self.pitch
+        return self.lead + self.border[0] * self.row + self.border[1] * self.pitch
 
     @property
     def size(self) -> int:
-        """Floats in all."""
-        return self.shape[0] * self.image
+        """Floats in all. Behind the last plane there is room for vectors that are read beyond its end."""
+        return self.shape[0] * self.image + (self.border[0] * self.cols + BEYOND if self.plane else 0)
 
     @property
     def view(self) -> tuple[int, int, int, int]:
@@ -133,6 +138,7 @@ class Layout:
         return (self.origin, self.image, self.row, self.pitch)
 
 
+BEYOND = 64  # floats: more than any vector kernel reads beyond the end of a plane
 View = tuple[int, int, int, int]
 
 

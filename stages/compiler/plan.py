@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from stages.compiler.ir import Layout, Program, Step, Value, round_up
@@ -12,10 +13,14 @@ LINE = 64  # bytes of a cache line
 CROWDED = 16  # a pitch of a multiple of so many lines leaves pixels at most 4 of the 64 sets of a first-level cache
 
 
-def layouts(program: Program, target: Target) -> dict[str, Layout]:
-    """A Layout for each Value and each shared buffer: pixel-major, framed as far as convolutions read beyond the image. Images that come in and are only convolved stay planar."""
+def layouts(program: Program, target: Target, planes: Mapping[str, Layout] | None = None) -> dict[str, Layout]:
+    """A Layout for each Value and each shared buffer: those of ``planes`` (arrange.py), the others pixel-major, framed as far as convolutions read beyond the image.
+
+    Images that come in and are only convolved stay planar.
+    """
     made = {step.output: step for step in program.steps}
-    alone = {name: _layout(value, made.get(name), program, target) for name, value in program.values.items()}
+    given = planes or {}
+    alone = {name: given[name] if name in given else _layout(value, made.get(name), program, target) for name, value in program.values.items()}
     return {**alone, **_shared(program, alone, target)}
 
 

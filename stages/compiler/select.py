@@ -11,7 +11,7 @@ from stages.compiler.kernels.kernel import Kernel, Placed
 from stages.compiler.target import Target
 from stages.errors import UnsupportedOperator
 
-RULES = ("boundary", "depthwise", "winograd", "gather", "pool", "layer_norm", "softmax", "elementwise", "copy")  # modules of stages/compiler/kernels, asked in this order
+RULES = ("boundary", "relayout", "planar_conv", "planar_depthwise", "planar_pool", "planar_elementwise", "depthwise", "winograd", "gather", "pool", "layer_norm", "softmax", "elementwise", "copy")  # modules of stages/compiler/kernels, asked in this order
 
 
 def select(step: Step, layouts: Mapping[str, Layout], target: Target) -> Kernel:

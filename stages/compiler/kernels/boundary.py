@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stages.compiler.ir import Layout
+from stages.compiler.kernels import planar
 from stages.compiler.kernels.kernel import Kernel, Placed
 from stages.compiler.kernels.units import channel_blocks, units
 from stages.compiler.target import Target
@@ -34,7 +35,7 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
         {},
         "",
         0,
-        f"NCHW {'to' if inward else 'from'} {'padded NCHW' if inside.planar else 'NHWC'}",
+        f"NCHW {'to' if inward else 'from'} {'planes' if inside.planar else 'NHWC'}",
         units([_dims(inside)]),
     )
 
@@ -50,7 +51,7 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
 
     def body(o: Any) -> None:
         if spec.inside.planar:
-            _rows(o, spec.inside, target)
+            _rows(o, spec, target)
         elif spec.inside.shape[2:] == (1, 1):
             _vectors(o, spec, target)
         else:
@@ -59,19 +60,26 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
     return tir.function(name, body, unaligned=("x",) if spec.inward else ("y",))
 
 
-def _rows(o: Any, inside: Layout, target: Target) -> None:
-    """Planes get a frame: one copy of each row."""
+def _rows(o: Any, spec: Spec, target: Target) -> None:
+    """Planes get a frame, or lose it: one copy of each row."""
     from stages.compiler.kernels import tir
 
+    T, inside = tir.T, spec.inside
     n, c, h, w = inside.shape
-    plane = Layout((n * c, 1, h, w), 1, inside.border)
-    tir.zero_frame(o, plane, target.narrow)
+    if spec.inward:
+        with T.If(o.lo == 0), T.Then(), T.serial(0, n * c) as p:
+            planar.zero_outside(o, T.Bind(p * inside.channel), inside, planar.span(inside), target.narrow)
+            planar.zero_columns(o, T.Bind(p * inside.channel), inside, target.narrow)
 
     def row(p: Any, i: Any) -> None:
         for first, count, lanes, _ in channel_blocks(w, target.narrow, 1):
-            with tir.T.serial(0, count) as block:
-                column = tir.T.Bind(block * lanes + first)
-                tir.store(o.y, p * plane.image + i * plane.row + plane.origin + column, o.x[tir.at((p * h + i) * w + column, lanes)], lanes)
+            with T.serial(0, count) as block:
+                column = T.Bind(block * lanes + first)
+                here, there = p * inside.channel + i * inside.row + inside.origin + column, (p * h + i) * w + column
+                if spec.inward:
+                    tir.store(o.y, here, o.x[tir.at(there, lanes)], lanes)
+                else:
+                    tir.store(o.y, there, o.x[tir.at(here, lanes)], lanes)
 
     tir.nest(o, units([_dims(inside)]), _dims(inside), row)
 

@@ -1,0 +1,112 @@
+"""Planes: NCHW activations for kernels whose vectors run along pixels. What these kernels share: the Layout, loops over a plane, frames.
+
+Groups of 4 or 8 filters fill vectors of 4 or 8 channels only; along pixels a vector is always full, and each loaded vector of pixels serves all filters of the group. So fine blocks run as
+fast as coarse ones (kernels.md: "pix"). All planes of one resolution have the same geometry: a frame of ``pad`` zero columns before each row, which is also the frame behind the row above, and
+``pad`` zero rows above and below. A convolution that keeps the resolution is then a walk along flat vectors: a neighbour is a constant distance away, and results in frame columns are
+replaced by zeros when they are stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stages.compiler.ir import Layout, round_up
+from stages.compiler.kernels.kernel import Placed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+ALIGNED = 16  # floats: planes and the first pixel of each begin at a cache line
+
+
+def layout(shape: tuple[int, int, int, int], pad: int) -> Layout:
+    """The Layout of planes of one resolution, for kernels that read up to ``pad`` pixels beyond the image."""
+    cols = shape[3] + pad
+    lead = -(pad * cols + pad) % ALIGNED
+    origin = lead + pad * cols + pad
+    plane = max(origin + round_up(shape[2] * cols, ALIGNED), lead + (shape[2] + 2 * pad) * cols + pad)
+    return Layout(shape, 1, (pad, pad, pad, 0), True, lead=lead, plane=round_up(plane, ALIGNED))
+
+
+def is_plane(layout: Layout) -> bool:
+    """Whether this is a Layout made here (images from the caller are planar too, but packed)."""
+    return layout.planar and layout.plane > 0
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A further operand of an epilogue: ``full`` planes, or one number a channel; strides in floats."""
+
+    full: bool
+    origin: int
+    image: int
+    channel: int
+
+
+def operands(placed: Placed) -> tuple[Operand, ...]:
+    """The further operands of a step whose result is planes."""
+    found = []
+    for mode, x in zip(placed.modes, placed.inputs[1:], strict=True):
+        found.append(Operand(True, x.origin, x.image, x.channel) if mode == "full" else Operand(False, x.origin, x.image, 1))
+    return tuple(found)
+
+
+def suits(placed: Placed) -> bool:
+    """Whether result and all full operands of a step are planes."""
+    full = [x for mode, x in zip(placed.modes, placed.inputs[1:], strict=True) if mode == "full"]
+    return all(is_plane(x) for x in (placed.output, *full))
+
+
+def span(layout: Layout) -> int:
+    """Floats from the first pixel of a plane to behind the last."""
+    return (layout.shape[2] - 1) * layout.cols + layout.shape[3]
+
+
+def inside(layout: Layout, vectors: int, lanes: int) -> np.ndarray:
+    """For each float of a flat walk of ``vectors`` vectors 1 in the image, 0 in the frame."""
+    place = np.arange(vectors * lanes)
+    return ((place % layout.cols < layout.shape[3]) & (place < span(layout))).astype(np.float32)
+
+
+def finish(o: Any, value: Any, items: Any, extras: Sequence[Operand], image: Any, channel: Any, pixel: Any, lanes: int, out: Layout, mask: Any = None) -> None:
+    """Apply the epilogue to ``lanes`` results at float ``pixel`` after the first of a plane, and store them; where ``mask`` (a vector) is zero, store zero."""
+    from stages.compiler.kernels import epilogue, tir
+
+    T, sources = tir.T, (o.e0, o.e1, o.e2)
+
+    def operand(k: int) -> Any:
+        e = extras[k]
+        base = e.origin + image * e.image + channel * e.channel
+        if e.full:
+            return sources[k][tir.at(base + pixel, lanes)]
+        return T.broadcast(sources[k][base], lanes) if lanes > 1 else sources[k][base]
+
+    def channelwise() -> tuple[Any, Any]:
+        pair = (o.w[channel], o.b[channel])
+        return (T.broadcast(pair[0], lanes), T.broadcast(pair[1], lanes)) if lanes > 1 else pair
+
+    result = epilogue.apply(items, value, lanes, operand, channelwise)
+    if mask is not None:
+        result = tir.tirx.Select(mask > tir.splat(0, lanes), result, tir.splat(0, lanes))
+    tir.store(o.y, out.origin + image * out.image + channel * out.channel + pixel, result, lanes)
+
+
+def zero_outside(o: Any, start: Any, layout: Layout, written: int, choices: tuple[int, ...]) -> None:
+    """Zero the plane at float ``start`` before its first pixel, and behind the ``written`` floats that a flat walk stores."""
+    from stages.compiler.kernels import tir
+
+    tir.fill(o.y, start, layout.origin, 0.0, choices)
+    tir.fill(o.y, start + layout.origin + written, layout.channel - layout.origin - written, 0.0, choices)
+
+
+def zero_columns(o: Any, start: Any, layout: Layout, choices: tuple[int, ...]) -> None:
+    """Zero the frame columns between the rows of the plane at float ``start``, for kernels that store rows."""
+    from stages.compiler.kernels import tir
+
+    between = layout.cols - layout.shape[3]
+    if between and layout.shape[2] > 1:
+        with tir.T.serial(0, layout.shape[2] - 1) as row:
+            tir.fill(o.y, start + (layout.origin + layout.shape[3]) + row * layout.cols, between, 0.0, choices)

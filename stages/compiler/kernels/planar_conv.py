@@ -1,0 +1,200 @@
+"""Convolutions from planes to planes of the same resolution (stride 1): vectors along pixels, a group of filters that share their kept positions, sparsity as data.
+
+The same idea as gather.py with the roles exchanged: each kept position is a few vectors of pixels times one weight per filter. Positions lie at a constant distance because all planes of a
+resolution have the same geometry (planar.py), so 3x3 and 5x5 windows are flat walks too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stages.compiler.ir import Epilogue, Layout, round_up
+from stages.compiler.kernels import planar
+from stages.compiler.kernels.kernel import Kernel, Placed
+from stages.compiler.kernels.packing import Group, pack
+from stages.compiler.kernels.units import split, units
+from stages.compiler.target import Target
+from stages.schemes.scheme import LayerScheme
+
+L2_BYTES = 512 * 1024
+_LOOP, _TILE = 0.6, 30.0  # cycles per position and per tile beside the arithmetic: addresses, loop; bias, epilogue, stores
+
+
+@dataclass(frozen=True)
+class Spec:
+    """All that the code depends on. ``segments`` are (first filter, groups, filters per group); a tile is up to ``vectors`` vectors of pixels."""
+
+    x: int  # floats from image to image
+    out: Layout
+    extras: tuple[planar.Operand, ...]
+    segments: tuple[tuple[int, int, int], ...]
+    vectors: int
+    pixels_outer: bool
+    mask: int  # float of operand b where the mask of the image begins, 0: none
+    epilogue: Epilogue
+
+
+def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
+    """The kernel of a "conv" step from planes to planes, None for any other."""
+    step, source, out = placed.step, placed.inputs[0], placed.output
+    if step.op != "conv" or step.weight is None or step.bias is None or not (planar.is_plane(source) and planar.suits(placed)):
+        return None
+    flat = step.weight.reshape(len(step.weight), -1)  # planes come one after another, so positions do too
+    _, groups, vectors = choose(flat, out, target)
+    data, kept = pack(flat, step.bias, groups, _offsets(placed))
+    count = _count(out, target)
+    mask = 0
+    if out.border[0]:  # the walk crosses frames
+        shift = np.zeros(round_up(len(data["b"]), planar.ALIGNED), np.float32)
+        shift[: len(data["b"])] = data["b"]
+        mask, data["b"] = len(shift), np.concatenate([shift, planar.inside(out, count, target.lanes)])
+    segments = tuple((g.start, g.count, g.lanes * g.vectors) for g in groups)
+    spec = Spec(source.image, out, planar.operands(placed), segments, vectors, _pixels_outer(count, vectors, flat, source, groups), mask, step.epilogue)
+    macs = kept * out.shape[0] * out.shape[2] * out.shape[3]
+    sizes = "+".join(f"{c}x{f}" for _, c, f in segments)
+    reason = f"{scheme.label}: planes, groups of filters {sizes}, {kept} of {flat.size} weights"
+    return Kernel("planar_conv", spec, step, data, f"{vectors}x{target.lanes} pixels x {segments[0][2]} channels", macs, reason, units(n.dims for n in _nests(spec, target)))
+
+
+def _count(out: Layout, target: Target) -> int:
+    return -(-planar.span(out) // target.lanes)
+
+
+def _offsets(placed: Placed) -> np.ndarray:
+    """Float offset of each position (channel, row, column) from the place of the output pixel."""
+    step, source = placed.step, placed.inputs[0]
+    assert step.weight is not None
+    _, channels, kh, kw = step.weight.shape
+    rows = np.arange(kh) * step.attrs["dilation"][0] - step.attrs["padding"][0]
+    cols = np.arange(kw) * step.attrs["dilation"][1] - step.attrs["padding"][1]
+    grid = source.origin + np.arange(channels)[:, None, None] * source.channel + rows[:, None] * source.cols + cols
+    return grid.ravel().astype(np.int32)
+
+
+def choose(flat: np.ndarray, out: Layout, target: Target) -> tuple[float, tuple[Group, ...], int]:
+    """(cycles by a small model, groups of filters, vectors of pixels per tile) for weights (o, positions)."""
+    best: tuple[float, tuple[Group, ...], int] | None = None
+    count = _count(out, target)
+    for filters in sorted({min(f, len(flat)) for f in (4, 6, 8, 12, 16)}):
+        for vectors in range(1, min(count, 6) + 1):
+            if filters * vectors + vectors + 1 > target.registers:
+                continue
+            groups = _groups(len(flat), filters)
+            cost = out.shape[0] * sum(_cycles(flat, g, vectors, count, target) for g in groups)
+            if best is None or cost < best[0]:
+                best = (cost, groups, vectors)
+    assert best is not None
+    return best
+
+
+def _groups(total: int, filters: int) -> tuple[Group, ...]:
+    whole, rest = divmod(total, filters)
+    found = [Group(0, whole, filters, 1)] if whole else []
+    return (*found, *([Group(whole * filters, 1, rest, 1)] if rest else []))
+
+
+def _cycles(flat: np.ndarray, group: Group, vectors: int, count: int, target: Target) -> float:
+    part = (flat[group.start : group.start + group.count * group.lanes] != 0).reshape(group.count, group.lanes, -1).any(1)
+    positions = int(part.sum())
+    total = 0.0
+    for size, _, tiles in split(count, vectors):
+        arithmetic = group.lanes * size * (1.0 if target.fused_narrow or target.isa != "avx512" else 0.5)
+        loads = 0.5 * (2 * size * (1 if target.fused_narrow else 0.5) + group.lanes + 1)
+        total += tiles * (positions * (max(arithmetic, loads) + 0.15 * loads + _LOOP) + group.count * (_TILE + 2 * group.lanes * size))
+    return total
+
+
+def _pixels_outer(count: int, vectors: int, flat: np.ndarray, source: Layout, groups: tuple[Group, ...]) -> bool:
+    """Whether weights are read again for every tile (else the input for every group): whichever moves fewer bytes, unless the weights stay in the second-level cache."""
+    kept, tiles = np.count_nonzero(flat) * 4, -(-count // vectors) * source.shape[0]
+    inputs = source.size * 4
+    return bool(kept * tiles <= inputs * sum(g.count for g in groups) or (kept <= L2_BYTES and inputs > L2_BYTES))
+
+
+@dataclass(frozen=True)
+class _Nest:
+    dims: tuple[int, int, int]
+    size: int  # vectors of a tile
+    first: int
+    segment: int
+
+
+def _nests(spec: Spec, target: Target) -> list[_Nest]:
+    found = []
+    for size, first, tiles in split(_count(spec.out, target), spec.vectors):
+        for index, (_, count, _) in enumerate(spec.segments):
+            dims = (spec.out.shape[0], tiles, count) if spec.pixels_outer else (spec.out.shape[0], count, tiles)
+            found.append(_Nest(dims, size, first, index))
+    return found
+
+
+def emit(spec: Spec, name: str, target: Target) -> Any:
+    """The kernel's PrimFunc."""
+    from stages.compiler.kernels import tir
+
+    nests = _nests(spec, target)
+
+    def body(o: Any) -> None:
+        for nest in nests:
+            tir.nest(o, units(n.dims for n in nests), nest.dims, _walker(o, spec, nest, target))
+
+    return tir.function(name, body)
+
+
+def _walker(o: Any, spec: Spec, nest: _Nest, target: Target) -> Callable[..., None]:
+    from stages.compiler.kernels import tir
+
+    T = tir.T
+    start, _, filters = spec.segments[nest.segment]
+    before = sum(count for _, count, _ in spec.segments[: nest.segment])
+    written = _count(spec.out, target) * target.lanes
+
+    def visit(n: Any, second: Any, third: Any) -> None:
+        tile, g = (second, third) if spec.pixels_outer else (third, second)
+        channel = T.Bind(g * filters + start)
+        if nest.first == 0:
+            with T.If(tile == 0), T.Then(), T.serial(0, filters) as f:
+                planar.zero_outside(o, T.Bind(n * spec.out.image + (channel + f) * spec.out.channel), spec.out, written, target.narrow)
+        pixel = T.Bind((tile * nest.size + nest.first) * target.lanes)
+        _micro(o, spec, (nest.size, filters), n, channel, g + before, pixel, target)
+
+    return visit
+
+
+def _micro(o: Any, spec: Spec, shape: tuple[int, int], n: Any, channel: Any, group: Any, pixel: Any, target: Target) -> None:
+    """One tile of pixels times one group of filters."""
+    from stages.compiler.kernels import epilogue, tir
+
+    T, lanes, (vectors, filters) = tir.T, target.lanes, shape
+    acc = T.alloc_buffer((vectors * filters * lanes,), "float32", scope="local")
+
+    def slot(f: int, v: int) -> Any:
+        return tir.at((f * vectors + v) * lanes, lanes)
+
+    for f in range(filters):
+        bias = T.Bind(T.broadcast(o.b[channel + f], lanes))
+        for v in range(vectors):
+            T.buffer_store(acc, bias, [slot(f, v)])
+    corner = T.Bind(n * spec.x + pixel)
+    k0, count, w0 = (T.Bind(o.ptr[group * 3 + i]) for i in range(3))
+    with T.serial(0, count) as k:
+        source = T.Bind(o.idx[k0 + k] + corner)
+        pixels = [T.Bind(o.x[tir.at(source + v * lanes, lanes)]) for v in range(vectors)]
+        for f in range(filters):
+            weight = T.Bind(T.broadcast(o.w[w0 + k * filters + f], lanes))
+            for v in range(vectors):
+                T.buffer_store(acc, acc[slot(f, v)] + pixels[v] * weight, [slot(f, v)])
+    masks = [T.Bind(o.b[tir.at(pixel + (spec.mask + v * lanes), lanes)]) if spec.mask else None for v in range(vectors)]
+    late = epilogue.costly(spec.epilogue)
+    for f in range(filters):
+        for v in range(vectors):
+            planar.finish(o, acc[slot(f, v)], () if late else spec.epilogue, spec.extras, n, channel + f, pixel + v * lanes, lanes, spec.out, None if late else masks[v])
+    if late:
+        with T.serial(0, filters) as f:
+            for v in range(vectors):
+                here = spec.out.origin + n * spec.out.image + (channel + f) * spec.out.channel + pixel + v * lanes
+                planar.finish(o, o.y[tir.at(here, lanes)], spec.epilogue, spec.extras, n, channel + f, pixel + v * lanes, lanes, spec.out, masks[v])

@@ -1,0 +1,125 @@
+"""Depthwise convolutions on planes: vectors along rows, a few rows of results at a time so that each loaded row serves all its windows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stages.compiler.ir import Epilogue, Layout
+from stages.compiler.kernels import planar
+from stages.compiler.kernels.kernel import Kernel, Placed
+from stages.compiler.kernels.units import split, units
+from stages.compiler.target import Target
+from stages.schemes.scheme import LayerScheme
+
+HELD = 9  # weights up to this many stay in registers
+MOST_COLUMNS = 16  # vectors of a row that are written out; longer rows are looped over
+
+
+@dataclass(frozen=True)
+class Spec:
+    """All that the code depends on. ``x``: (origin moved by the padding, floats from image to image, plane to plane, row to row) of the input."""
+
+    x: tuple[int, int, int, int]
+    out: Layout
+    extras: tuple[planar.Operand, ...]
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    rows: int
+    epilogue: Epilogue
+
+
+def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
+    """The kernel of a "depthwise" step from planes to planes, None for any other and for dilated ones."""
+    step, out = placed.step, placed.output
+    if step.op != "depthwise" or step.weight is None or step.bias is None or not (planar.is_plane(placed.inputs[0]) and planar.suits(placed)):
+        return None
+    a, source = step.attrs, placed.inputs[0]
+    if a["dilation"] != (1, 1) or a["stride"] not in ((1, 1), (2, 2)) or max(a["padding"]) > source.border[0] or out.shape[3] < target.narrow[-1]:
+        return None
+    n, c, h, w = out.shape
+    kh, kw = step.weight.shape[2:]
+    origin = source.origin - a["padding"][0] * source.cols - a["padding"][1]
+    rows = min(h, _rows(kh * kw, a["stride"][0], target))
+    spec = Spec((origin, source.image, source.channel, source.cols), out, planar.operands(placed), (kh, kw), a["stride"], rows, step.epilogue)
+    data = {"w": np.ascontiguousarray(step.weight.reshape(c, -1)).ravel(), "b": step.bias}
+    macs = c * kh * kw * n * h * w
+    return Kernel("planar_depthwise", spec, step, data, f"{rows} rows", macs, "depthwise: one filter a plane", units([(n, c)]))
+
+
+def _rows(taps: int, stride: int, target: Target) -> int:
+    spare = target.registers - (taps if taps <= HELD else 1) - 4
+    return max(1, min(8 if stride == 1 else 4, spare // 2))
+
+
+def emit(spec: Spec, name: str, target: Target) -> Any:
+    """The kernel's PrimFunc."""
+    from stages.compiler.kernels import tir
+
+    dims = spec.out.shape[:2]
+
+    def body(o: Any) -> None:
+        tir.nest(o, units([dims]), dims, lambda n, c: _plane(o, spec, n, c, target))
+
+    return tir.function(name, body)
+
+
+def _plane(o: Any, spec: Spec, n: Any, c: Any, target: Target) -> None:
+    from stages.compiler.kernels import tir
+
+    T, out = tir.T, spec.out
+    start = T.Bind(n * out.image + c * out.channel)
+    written = (out.shape[2] - 1) * out.cols + out.shape[3]
+    planar.zero_outside(o, start, out, written, target.narrow)
+    planar.zero_columns(o, start, out, target.narrow)
+    taps = spec.kernel[0] * spec.kernel[1]
+    source = T.Bind(spec.x[0] + n * spec.x[1] + c * spec.x[2])
+
+    def weight(tap: int, lanes: int) -> Any:
+        return T.Bind(T.broadcast(o.w[c * taps + tap], lanes) if lanes > 1 else o.w[c * taps + tap])
+
+    from stages.compiler.kernels.planar_rows import columns
+
+    places = list(columns(out.shape[3], target.narrow))
+    lanes = places[0][1]
+    held = [weight(tap, lanes) for tap in range(taps)] if taps <= HELD else []
+
+    def get(tap: int) -> Any:
+        return held[tap] if held else weight(tap, lanes)
+
+    for rows, row0, tiles in split(out.shape[2], spec.rows):
+        with T.serial(0, tiles) as tile:
+            y = T.Bind(tile * rows + row0)
+            if len(places) <= MOST_COLUMNS // 4:
+                for col, _ in places:
+                    _block(o, spec, get, (n, c, y), rows, source, col, lanes)
+                continue
+            whole = out.shape[3] // lanes
+            with T.serial(0, whole) as j:
+                _block(o, spec, get, (n, c, y), rows, source, j * lanes, lanes)
+            for col, _ in places[whole:]:
+                _block(o, spec, get, (n, c, y), rows, source, col, lanes)
+
+
+def _block(o: Any, spec: Spec, weight: Any, place: tuple[Any, Any, Any], rows: int, source: Any, col: Any, lanes: int) -> None:
+    """``rows`` rows times one vector of results."""
+    from stages.compiler.kernels import tir
+    from stages.compiler.kernels.planar_rows import Row
+
+    T, (n, c, y), (kh, kw), (sh, sw) = tir.T, place, spec.kernel, spec.stride
+    bias = T.Bind(T.broadcast(o.b[c], lanes) if lanes > 1 else o.b[c])
+    sums = [bias] * rows
+    corner = T.Bind(source + y * (sh * spec.x[3]) + col * sw)
+    for line in range((rows - 1) * sh + kh):
+        row = Row(o.x, corner + line * spec.x[3], sw, lanes)
+        for tap in range(kw):
+            value = row.tap(tap)
+            for r in range(rows):
+                if 0 <= line - r * sh < kh:
+                    sums[r] = T.Bind(sums[r] + value * weight((line - r * sh) * kw + tap))
+        done = line - kh + 1
+        if done >= 0 and done % sh == 0:
+            r = done // sh
+            planar.finish(o, sums[r], spec.epilogue, spec.extras, n, c, (y + r) * spec.out.cols + col, lanes, spec.out)

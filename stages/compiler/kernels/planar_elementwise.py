@@ -1,0 +1,67 @@
+"""Steps that are nothing but an epilogue, on planes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stages.compiler.ir import Epilogue, Layout, round_up
+from stages.compiler.kernels import planar
+from stages.compiler.kernels.kernel import Kernel, Placed
+from stages.compiler.kernels.units import units
+from stages.compiler.target import Target
+from stages.schemes.scheme import LayerScheme
+
+
+@dataclass(frozen=True)
+class Spec:
+    """All that the code depends on. ``mask``: float of operand b where the mask of the image begins."""
+
+    x: tuple[int, int, int]
+    out: Layout
+    extras: tuple[planar.Operand, ...]
+    mask: int
+    epilogue: Epilogue
+
+
+def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
+    """The kernel of an "elementwise" step on planes, None for any other."""
+    step, out, source = placed.step, placed.output, placed.inputs[0]
+    if step.op != "elementwise" or not (planar.is_plane(source) and planar.suits(placed)) or source.shape != out.shape:
+        return None
+    channels = out.shape[1]
+    affine = ("affine",) in step.epilogue
+    shift = np.zeros(round_up(channels, planar.ALIGNED), np.float32)
+    shift[:channels] = step.attrs["shift"] if affine else 0
+    data = {"b": np.concatenate([shift, planar.inside(out, _count(out, target), target.lanes)])}
+    if affine:
+        data["w"] = np.asarray(step.attrs["scale"], np.float32)
+    names = ", ".join(str(item[0]) for item in step.epilogue) or "copy"
+    spec = Spec((source.origin, source.image, source.channel), out, planar.operands(placed), len(shift), step.epilogue)
+    return Kernel("planar_elementwise", spec, step, data, "", 0, f"planes: {names}", units([out.shape[:2]]))
+
+
+def _count(out: Layout, target: Target) -> int:
+    return -(-planar.span(out) // target.lanes)
+
+
+def emit(spec: Spec, name: str, target: Target) -> Any:
+    """The kernel's PrimFunc."""
+    from stages.compiler.kernels import tir
+
+    T, lanes, out = tir.T, target.lanes, spec.out
+
+    def plane(o: Any, n: Any, c: Any) -> None:
+        planar.zero_outside(o, T.Bind(n * out.image + c * out.channel), out, _count(out, target) * lanes, target.narrow)
+        source = T.Bind(spec.x[0] + n * spec.x[1] + c * spec.x[2])
+        with T.serial(0, _count(out, target)) as v:
+            value = T.Bind(o.x[tir.at(source + v * lanes, lanes)])
+            mask = T.Bind(o.b[tir.at(v * lanes + spec.mask, lanes)])
+            planar.finish(o, value, spec.epilogue, spec.extras, n, c, v * lanes, lanes, out, mask)
+
+    def body(o: Any) -> None:
+        tir.nest(o, units([out.shape[:2]]), out.shape[:2], lambda n, c: plane(o, n, c))
+
+    return tir.function(name, body)

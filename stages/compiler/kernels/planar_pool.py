@@ -1,0 +1,107 @@
+"""Pooling of planes: windows that all lie in the image (2x2 in VGG), and the mean over the whole plane."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from stages.compiler.ir import Epilogue, Layout
+from stages.compiler.kernels import planar
+from stages.compiler.kernels.kernel import Kernel, Placed
+from stages.compiler.kernels.pool import runs
+from stages.compiler.kernels.units import units
+from stages.compiler.target import Target
+from stages.schemes.scheme import LayerScheme
+
+
+@dataclass(frozen=True)
+class Spec:
+    """All that the code depends on. ``window``: rows and columns of each; ``stride`` 0 where one window is the whole plane."""
+
+    kind: str
+    x: tuple[int, int, int, int]
+    window: tuple[int, int]
+    stride: int
+    out: Layout
+    extras: tuple[planar.Operand, ...]
+    epilogue: Epilogue
+
+
+def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
+    """The kernel of a "pool" step that reads planes, None for any other and for windows that reach beyond the image."""
+    step, out, source = placed.step, placed.output, placed.inputs[0]
+    if step.op != "pool" or not planar.is_plane(source):
+        return None
+    rows, cols = runs(step.attrs["rows"]), runs(step.attrs["cols"])
+    if len(rows) != 1 or len(cols) != 1 or (rows[0][5], cols[0][5]) != (rows[0][4], cols[0][4]):
+        return None
+    (_, _, y0, sh, kh, _), (_, _, x0, sw, kw, _) = rows[0], cols[0]
+    whole = out.shape[2:] == (1, 1)
+    if whole:
+        if placed.modes and "full" in placed.modes and planar.is_plane(placed.inputs[1]):
+            return None
+    elif sh != sw or sw not in (1, 2) or not planar.suits(placed) or out.shape[3] < target.narrow[-1]:
+        return None
+    extras = tuple(planar.Operand(False, x.origin, x.image, 1) for x in placed.inputs[1:]) if whole else planar.operands(placed)
+    x = (source.origin + y0 * source.cols + x0, source.image, source.channel, source.cols)
+    spec = Spec(step.attrs["kind"], x, (kh, kw), 0 if whole else sw, out, extras, step.epilogue)
+    return Kernel("planar_pool", spec, step, {}, "", 0, f"planes: {step.attrs['kind']} pooling", units([out.shape[:2]]))
+
+
+def emit(spec: Spec, name: str, target: Target) -> Any:
+    """The kernel's PrimFunc."""
+    from stages.compiler.kernels import tir
+
+    plane = _rows if spec.stride else _whole
+
+    def body(o: Any) -> None:
+        tir.nest(o, units([spec.out.shape[:2]]), spec.out.shape[:2], lambda n, c: plane(o, spec, n, c, target))
+
+    return tir.function(name, body)
+
+
+def _join(spec: Spec, a: Any, b: Any) -> Any:
+    from stages.compiler.kernels import tir
+
+    return tir.tirx.max(a, b) if spec.kind == "max" else a + b
+
+
+def _whole(o: Any, spec: Spec, n: Any, c: Any, target: Target) -> None:
+    """One number a plane: vectors along the rows, summed over rows, then over lanes."""
+    from stages.compiler.kernels import tir
+
+    T, (height, width) = tir.T, spec.window
+    source = T.Bind(spec.x[0] + n * spec.x[1] + c * spec.x[2])
+    parts = tir.widths(width, target.narrow)
+    acc = T.alloc_buffer((width,), "float32", scope="local")
+    for start, lanes in parts:
+        tir.store(acc, start, o.x[tir.at(source + start, lanes)], lanes)
+    with T.serial(1, height) as y:
+        for start, lanes in parts:
+            slot = tir.at(start, lanes)
+            T.buffer_store(acc, _join(spec, acc[slot], o.x[tir.at(source + y * spec.x[3] + start, lanes)]), [slot])
+    total = acc[0]
+    for start in range(1, width):
+        total = T.Bind(_join(spec, total, acc[start]))
+    value = total if spec.kind == "max" else total * T.float32(1.0 / (height * width))
+    planar.finish(o, value, spec.epilogue, spec.extras, n, c, 0, 1, spec.out)
+
+
+def _rows(o: Any, spec: Spec, n: Any, c: Any, target: Target) -> None:
+    from stages.compiler.kernels import tir
+    from stages.compiler.kernels.planar_rows import Row, columns
+
+    T, out, (kh, kw) = tir.T, spec.out, spec.window
+    start = T.Bind(n * out.image + c * out.channel)
+    planar.zero_outside(o, start, out, planar.span(out), target.narrow)
+    planar.zero_columns(o, start, out, target.narrow)
+    source = T.Bind(spec.x[0] + n * spec.x[1] + c * spec.x[2])
+    with T.serial(0, out.shape[2]) as y:
+        for col, lanes in columns(out.shape[3], target.narrow):
+            value: Any = None
+            for r in range(kh):
+                row = Row(o.x, source + (y * spec.stride + r) * spec.x[3] + col * spec.stride, spec.stride, lanes)
+                for tap in range(kw):
+                    value = row.tap(tap) if value is None else T.Bind(_join(spec, value, row.tap(tap)))
+            value = value if spec.kind == "max" else value * tir.splat(1.0 / (kh * kw), lanes)
+            planar.finish(o, value, spec.epilogue, spec.extras, n, c, y * out.cols + col, lanes, out)

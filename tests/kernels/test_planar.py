@@ -1,0 +1,146 @@
+"""Kernels on planes, wherever an arrangement can put them: results equal PyTorch's, the arrangement follows the estimates, and frames stay zero in any split among threads."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_kit import Fire, assert_equal, inputs, randomised
+from torch import Tensor, nn
+
+from stages.compiler import CompiledModel, api, compile_model
+from stages.compiler.arrange import arrange
+from stages.compiler.ir import Program, Step, Value
+from stages.compiler.kernels import planar
+from stages.compiler.kernels.planar_rows import columns
+from stages.compiler.target import Target, resolve
+from stages.graph import trace
+from stages.schemes import LayerScheme, prune_, uniform_scheme
+
+
+def likes_planes(step: Step, program: Program, on_planes: bool, target: Target) -> float:
+    """As much on planes as can be."""
+    return -float(on_planes)
+
+
+def on_planes(module: nn.Module, *shape: int, rate: float = 2.0, threads: int = 1) -> CompiledModel:
+    """The pruned network compiled with planes wherever possible; compared on other inputs than the compiler's own check."""
+    module, example = randomised(module), inputs(*shape)
+    scheme = uniform_scheme(trace(module, example), "block-punched", rate, 8)
+    prune_(module, scheme)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api, "arrange", functools.partial(arrange, cost=likes_planes))
+        model = compile_model(module, example, scheme, threads=threads)
+    assert_equal(model, module, inputs(*shape, seed=5))
+    return model
+
+
+def kernels(model: CompiledModel) -> list[str]:
+    return [k["kernel"] for k in model.manifest["kernels"]]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    batch=st.integers(1, 2),
+    channels=st.integers(1, 20),
+    filters=st.integers(1, 30),
+    height=st.integers(1, 20),
+    width=st.integers(4, 37),
+    kernel=st.sampled_from([1, 3, 5]),
+    dilation=st.integers(1, 2),
+    activation=st.sampled_from([nn.ReLU, nn.Hardswish, nn.SiLU]),
+    threads=st.integers(1, 3),
+)
+def test_convolutions(batch: int, channels: int, filters: int, height: int, width: int, kernel: int, dilation: int, activation: type, threads: int) -> None:
+    convolution = nn.Conv2d(channels, filters, kernel, padding=dilation * (kernel // 2), dilation=dilation)
+    again = nn.Conv2d(filters, 9, 3, padding=1)
+    model = on_planes(nn.Sequential(convolution, activation(), again), batch, channels, height, width, threads=threads)
+    assert kernels(model) == ["boundary", "planar_conv", "planar_conv", "boundary"]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    channels=st.integers(1, 9),
+    height=st.integers(5, 20),
+    width=st.integers(9, 40),
+    kernel=st.sampled_from([1, 3, 5, 7]),
+    stride=st.integers(1, 2),
+    padding=st.integers(0, 3),
+    threads=st.integers(1, 3),
+)
+def test_depthwise_convolutions(channels: int, height: int, width: int, kernel: int, stride: int, padding: int, threads: int) -> None:
+    padding = min(padding, kernel // 2)
+    if min(height, width) + 2 * padding - kernel < 4 * stride:
+        kernel, padding = 3, 1
+    depthwise = nn.Conv2d(channels, channels, kernel, stride, padding, groups=channels)
+    model = on_planes(nn.Sequential(nn.Conv2d(3, channels, 1), depthwise, nn.ReLU6(), nn.Conv2d(channels, 8, 3, padding=1)), 1, 3, height, width, threads=threads)
+    assert channels == 1 or "planar_depthwise" in kernels(model)
+
+
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.AvgPool2d(2), nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(3, 1), nn.AdaptiveAvgPool2d(1), nn.AdaptiveMaxPool2d(1)])
+@pytest.mark.parametrize("size", [(16, 16), (21, 34)])
+def test_pooling(pool: nn.Module, size: tuple[int, int]) -> None:
+    on_planes(nn.Sequential(nn.Conv2d(3, 20, 3, padding=1), pool, nn.Conv2d(20, 8, 1)), 2, 3, *size)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("size", [(40, 40), (37, 53)])
+def test_a_network_of_everything(threads: int, size: tuple[int, int]) -> None:
+    found = kernels(on_planes(Fire(kernel=5), 2, 3, *size, threads=threads))
+    assert {"planar_conv", "planar_depthwise", "planar_pool", "planar_elementwise", "relayout", "gather"} <= set(found)
+
+
+def test_a_residual_sum_and_a_strided_layer_between_planes() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 24, 3, 2, 1)
+            self.d, self.short = nn.Conv2d(24, 24, 3, padding=1), nn.Conv2d(16, 24, 1, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.a(x))
+            x = torch.relu(x + self.b(x))
+            return torch.relu(self.d(torch.relu(self.c(x))) + self.short(x))
+
+    on_planes(Residual(), 1, 3, 30, 46)
+
+
+def test_the_estimates_decide() -> None:
+    network = randomised(nn.Sequential(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1)))
+    example = inputs(1, 32, 28, 28)
+    scheme = uniform_scheme(trace(network, example), "block-punched", 6.0, 4)
+    dense = compile_model(network, example)
+    assert "planar_conv" not in kernels(dense)  # nothing is sparse
+    prune_(network, scheme)
+    assert kernels(compile_model(network, example, scheme)).count("planar_conv") == 2  # groups of 4 fill half a vector of channels at best
+
+
+def test_arrangements_without_sparse_convolutions_are_left_alone() -> None:
+    step = Step("a", "conv", ("x",), "y", {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)}, np.ones((8, 8, 1, 1), np.float32), np.zeros(8, np.float32))
+    values = {name: Value(name, (1, 8, 16, 16)) for name in ("x", "y")}
+    program = Program((Step("x", "input", ("input:0",), "x"), step), values, (), ())
+    assert arrange(program, resolve("host"), likes_planes).planes == {}
+    sparse = Program((program.steps[0], Step(**{**step.__dict__, "scheme": LayerScheme("keep", "block-punched", 2.0, 8)})), values, (), ())
+    assert set(arrange(sparse, resolve("host"), likes_planes).planes) == {"x", "y"}
+
+
+@given(shape=st.tuples(st.just(1), st.integers(1, 3), st.integers(1, 30), st.integers(1, 30)), pad=st.integers(0, 3))
+def test_planes_hold_every_pixel_and_neighbour(shape: tuple[int, int, int, int], pad: int) -> None:
+    layout = planar.layout(shape, pad)
+    first, last = layout.origin, layout.origin + planar.span(layout) - 1
+    reach = pad * layout.cols + pad
+    assert first % planar.ALIGNED == 0 and first - reach >= 0
+    assert last + reach < layout.channel  # a neighbour of the last pixel is still in the plane
+    assert first + -(-planar.span(layout) // 16) * 16 <= layout.channel
+    inside = planar.inside(layout, -(-planar.span(layout) // 16), 16)
+    assert inside.sum() == shape[2] * shape[3]
+
+
+@given(width=st.integers(4, 120))
+def test_columns_cover_a_row_and_stay_in_it(width: int) -> None:
+    covered = [start + i for start, lanes in columns(width, (16, 8, 4)) for i in range(lanes)]
+    assert set(covered) == set(range(width)) and len({lanes for _, lanes in columns(width, (16, 8, 4))}) == 1
