@@ -162,7 +162,7 @@ def test_any_shape_and_blocking(data: st.DataObject, tmp_path: Path) -> None:
     shape = (data.draw(st.integers(1, 3)), data.draw(st.integers(1, 40)), data.draw(st.integers(3, 19)), data.draw(st.integers(3, 19)))
     epilogue = data.draw(st.sampled_from([(), (("relu",),), (("add", 0), ("relu",)), (("silu",),), (("hardswish",), ("add", 0))]))
     case = Case(shape, data.draw(st.integers(1, 90)), padding, epilogue, data.draw(st.sampled_from([0, 4, 16])))
-    blocking = Blocking(m, data.draw(st.integers(1, 20)), data.draw(st.sampled_from(HOST.narrow)), data.draw(st.integers(1, 4)), data.draw(st.integers(1, 3)))
+    blocking = Blocking(m, data.draw(st.integers(1, 20)), data.draw(st.sampled_from(HOST.narrow)), data.draw(st.integers(1, 4)))
     kernel = winograd.kernel(case.placed, case.shape(blocking), "")
     np.testing.assert_allclose(case.run(kernel, tmp_path), case.expected(), rtol=0, atol=TOLERANCE[m])
 
@@ -170,7 +170,7 @@ def test_any_shape_and_blocking(data: st.DataObject, tmp_path: Path) -> None:
 @pytest.mark.parametrize("m", [2, 4, 6])
 def test_parts_at_the_same_time_equal_one_call(m: int, tmp_path: Path) -> None:
     case = Case((2, 24, 17, 14), 40)
-    kernel = winograd.kernel(case.placed, case.shape(Blocking(m, 5, HOST.lanes, 1, 1)), "")
+    kernel = winograd.kernel(case.placed, case.shape(Blocking(m, 5, HOST.lanes, 1)), "")
     assert kernel.units > 6
     once = case.run(kernel, tmp_path)
     np.testing.assert_array_equal(once, case.run(kernel, tmp_path, parts=3))
@@ -180,7 +180,7 @@ def test_parts_at_the_same_time_equal_one_call(m: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("m", "largest", "rms"), [(2, 1e-5, 1e-6), (4, 2e-4, 6e-6), (6, 4e-4, 1.2e-5)])
 def test_rounding_errors_are_as_documented(m: int, largest: float, rms: float, tmp_path: Path) -> None:
     case = Case((1, 256, 14, 14), 64)
-    error = case.run(winograd.kernel(case.placed, case.shape(Blocking(m, 14, HOST.lanes, 2, 1)), ""), tmp_path) - case.expected()
+    error = case.run(winograd.kernel(case.placed, case.shape(Blocking(m, 14, HOST.lanes, 2)), ""), tmp_path) - case.expected()
     assert np.abs(error).max() < largest
     assert np.sqrt((error**2).mean()) < rms
 
@@ -190,7 +190,7 @@ def test_rounding_errors_are_as_documented(m: int, largest: float, rms: float, t
 def test_avx2(m: int, tmp_path: Path) -> None:
     case = Case((1, 19, 11, 13), 37, epilogue=(("relu",),))
     _, shape = choose((1, 11, 13), 19, 37, AVX2)
-    for chosen in (shape, case.shape(Blocking(m, 7, 8, 2, 1))):
+    for chosen in (shape, case.shape(Blocking(m, 7, 8, 2))):
         kernel = winograd.kernel(case.placed, chosen, "")
         np.testing.assert_allclose(case.run(kernel, tmp_path, machine=AVX2), case.expected(), rtol=0, atol=TOLERANCE[6])
 
@@ -198,7 +198,7 @@ def test_avx2(m: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("m", [2, 4, 6])
 def test_neon_code_is_generated(m: int, tmp_path: Path) -> None:
     case = Case((1, 20, 9, 9), 24)
-    kernel = winograd.kernel(case.placed, case.shape(Blocking(m, 14, 4, 2, 1)), "")
+    kernel = winograd.kernel(case.placed, case.shape(Blocking(m, 14, 4, 2)), "")
     tir.write_object(winograd.emit(kernel.spec, "k", NEON), NEON.tvm(), tmp_path / "k.o")
     assert (tmp_path / "k.o").read_bytes()[18] == 183  # ELF e_machine of AArch64
 

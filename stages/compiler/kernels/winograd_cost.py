@@ -21,8 +21,8 @@ TRANSFORM = {2: 65.0, 4: 170.0, 6: 480.0}  # cycles per tile and vector (widest 
 PREFERENCE = {2: 1.0, 4: 1.08, 6: 1.16}  # larger tiles cost precision and memory for weights: they must pay by that much
 SUMS = 2.0  # cycles per vector of sums: set to zero, stored
 PANEL = 15.0  # cycles per panel: addresses, loops
-MEMORY = 10.0  # bytes per cycle of weights from main memory, read in order
-OVERLAP = 0.85  # of memory and arithmetic, the share of the shorter that hides behind the longer
+MEMORY = 9.0  # bytes per cycle of weights from main memory, read in order
+OVERLAP = 0.85  # of memory and arithmetic, the share of the shorter that hides behind the longer; with one or four vectors a row the processor's prefetching was seen to fail
 L3_BYTES = 16 << 20  # weights that fit stay near from one block of tiles to the next
 SCRATCH = 8 << 20  # bytes that a thread may use
 IDLE = 0.3  # of a unit's time, what a few threads lose on average because the last ones wait
@@ -37,19 +37,17 @@ def choose(dims: tuple[int, int, int], channels: int, filters: int, target: Targ
 
 
 def _blockings(filters: int, target: Target) -> Iterator[Blocking]:
-    """Blocks of filters are one group: more blocks are more units, and cost nothing as neighbours share their transformed inputs."""
-    for lanes in target.narrow:
+    for lanes in target.narrow if filters % target.lanes else target.narrow[:1]:
         for vectors in (1, 2, 3, 4):
             if lanes * (vectors - 1) < filters or lanes == target.narrow[-1] and vectors == 1:
                 for panels in (1, 2, 4):
                     for m in TRANSFORM:
-                        yield Blocking(m, panels * panel(vectors, target), lanes, vectors, 1)
+                        yield Blocking(m, panels * panel(vectors, target), lanes, vectors)
 
 
 def estimate(shape: Shape, target: Target) -> float:
     """Cycles of one thread, weights cold."""
     b = shape.blocking
-    groups = shape.filter_blocks * b.groups
     blocks = sum(count for _, _, count in shape.tile_blocks)
     product = 0.0
     for tiles, _, count in shape.tile_blocks:
@@ -57,17 +55,17 @@ def estimate(shape: Shape, target: Target) -> float:
             product += count * panels * (shape.channels * cycles(size, b.lanes, b.vectors, target) + SUMS * size * b.vectors + PANEL)
     vectors = math.ceil(shape.channels / b.lanes) + math.ceil(shape.filters / b.lanes)
     halves = 1.0 if b.lanes == target.lanes and target.fused_narrow else 0.5  # cycles are counted in widest vectors of a processor that splits them in two
-    arithmetic = shape.places * groups * product + shape.tiles * vectors * TRANSFORM[b.m] * halves
-    weights = shape.places * shape.channels * groups * shape.group * 4
-    return overlapped(arithmetic, weights * (blocks if weights > L3_BYTES else 1) / MEMORY)
+    arithmetic = shape.places * shape.filter_blocks * product + shape.tiles * vectors * TRANSFORM[b.m] * halves
+    weights = shape.places * shape.channels * shape.filter_blocks * shape.wide * 4
+    return _together(arithmetic, weights * (blocks if weights > L3_BYTES else 1) / MEMORY, OVERLAP if b.vectors == 2 else 0.0)
 
 
-def overlapped(arithmetic: float, memory: float) -> float:
-    """Cycles of both together."""
-    return max(arithmetic, memory) + (1 - OVERLAP) * min(arithmetic, memory)
+def _together(arithmetic: float, memory: float, overlap: float) -> float:
+    """Cycles of both, the shorter hidden behind the longer as far as ``overlap`` says."""
+    return max(arithmetic, memory) + (1 - overlap) * min(arithmetic, memory)
 
 
 def direct(weight: np.ndarray, dims: tuple[int, int, int], target: Target) -> float:
     """Cycles of the gather kernel with the zeros of ``weight`` (o, i, 3, 3) left out."""
     matrix = packing.positions(weight)
-    return overlapped(packing.estimate(matrix, dims, target), np.count_nonzero(matrix) * 4 / MEMORY)
+    return _together(packing.estimate(matrix, dims, target), np.count_nonzero(matrix) * 4 / MEMORY, OVERLAP)

@@ -6,18 +6,18 @@ from dataclasses import dataclass
 
 from stages.compiler.ir import round_up
 from stages.compiler.kernels.units import split
+from stages.compiler.kernels.winograd_transforms import constants
 from stages.compiler.target import Target
 
 
 @dataclass(frozen=True)
 class Blocking:
-    """How the work is divided: tiles of ``m`` x ``m`` results, at most ``tiles`` of them a block; blocks of filters of ``groups`` groups, a group being ``vectors`` vectors of ``lanes``."""
+    """How the work is divided: tiles of ``m`` x ``m`` results, at most ``tiles`` of them a block; ``vectors`` vectors of ``lanes`` filters a block."""
 
     m: int
     tiles: int
     lanes: int
     vectors: int
-    groups: int
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,9 @@ class Shape:
         return self.tile_blocks[0][0]
 
     @property
-    def group(self) -> int:
-        """Filters of a group."""
-        return self.blocking.vectors * self.blocking.lanes
-
-    @property
     def wide(self) -> int:
         """Filters of a block."""
-        return self.blocking.groups * self.group
+        return self.blocking.vectors * self.blocking.lanes
 
     @property
     def filter_blocks(self) -> int:
@@ -84,9 +79,19 @@ class Shape:
         return _odd(self.most * self.wide)
 
     @property
+    def q(self) -> int:
+        """First float of the products in scratch memory, behind the transformed inputs."""
+        return self.places * self.v_pitch
+
+    @property
+    def constants(self) -> int:
+        """First float of the transforms' constants in scratch memory, behind the products."""
+        return self.q + self.places * self.q_pitch
+
+    @property
     def scratch(self) -> int:
         """Bytes of scratch memory."""
-        return self.places * (self.v_pitch + self.q_pitch) * 4
+        return (self.constants + len(constants(self.blocking.m))) * 4
 
     @property
     def units(self) -> int:

@@ -56,10 +56,10 @@ def _polynomial(roots: Sequence[Fraction], size: int) -> tuple[Fraction, ...]:
     return tuple(found) + (Fraction(0),) * (size - len(found))
 
 
-def weights(weight: np.ndarray, m: int) -> np.ndarray:
-    """(o, i, 3, 3) -> G g G^T in double precision, (m + 2, m + 2, o, i)."""
+def weight_transform(m: int) -> np.ndarray:
+    """The matrix ((m + 2)^2, 9) that takes the nine weights of a kernel to G g G^T, in double precision."""
     g = np.array([[float(x) for x in row] for row in matrices(m)[1]])
-    return np.asarray(np.einsum("ya,oiab,xb->yxoi", g, weight.astype(np.float64), g, optimize=True))
+    return np.kron(g, g)
 
 
 Combine = Callable[[Sequence[tuple[float, Any]]], Any]
@@ -94,3 +94,16 @@ def output_transform(m: int, products: Sequence[Any], combine: Combine) -> list[
             terms.append((1.0, products[m + 1]))
         made.append(combine(terms))
     return made
+
+
+@cache
+def constants(m: int) -> tuple[float, ...]:
+    """The factors other than 1 and -1 that the two transforms multiply by, without their signs."""
+    found: set[float] = set()
+
+    def combine(terms: Sequence[tuple[float, Any]]) -> None:
+        found.update(abs(factor) for factor, _ in terms)
+
+    input_transform(m, [None] * (m + 2), combine)
+    output_transform(m, [None] * (m + 2), combine)
+    return tuple(sorted(found - {1.0}))
