@@ -2,12 +2,13 @@
 
     python benchmarks/engines.py [--models vgg16,resnet18] [--engines onnxruntime,ncnn,npas] [--peers-only] [--threads 1,2] [--rounds 30] [--runs 3] [--out FOLDER]
 
-Run it in npas's environment (make; the extra `bench` is needed). Engines get environments of their own in ~/.cache/npas/engines (about 6 GB), converted networks are kept there too
-(about 6 GB for all five); PIP_* variables reach pip. Writes engines.json and engines.md into the folder after each network, so that an interrupted run keeps what it has.
+Run it with the Python of npas's environment, on Linux. Engines get environments of their own in $XDG_CACHE_HOME/npas/engines (about 6 GB, most of it three times PyTorch), and
+converted networks are kept there (about 4 GB for all five); PIP_* variables reach pip. The first run takes half an hour for that. Writes engines.json and engines.md into the folder after
+each network, so that an interrupted run keeps what it has.
 
 How it is fair: fp32 everywhere, the engine's own best settings (see peers/adapters), input bound before timing. One process an engine, on core 0 for one thread and cores 0 and 1 for two;
-only one computes at a time, and each turn starts with an untimed run because the caches were another engine's. Thread pools may spin for their usual moment after a run, as in
-production, but what a worker uses between its turns is measured, and the table names every engine that didn't rest. Ratios are npas over the best engine of the same rounds.
+only one computes at a time, and each turn starts with an untimed run because the caches were another engine's. Thread pools spin between runs as in production; the next engine's turn
+begins when they have gone to sleep, and the table names every engine that used the processor while it wasn't its turn. Ratios are npas over the best engine of the same rounds.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,29 +46,21 @@ def main() -> int:
     cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
     options.out.mkdir(parents=True, exist_ok=True)
+    for old in options.out.glob("*.log"):
+        old.unlink()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that workers are ended on the way out
     pythons: dict[str, Path | str] = {"": Path(sys.executable)}
     for name, environment in used(options.engines).items():
         say(f"environment: {name}")
         pythons[name] = attempt(partial(interpreter, name, environment, cache, options.out / "install.log"))
+    to_onnx = partial(finish, pythons["onnx"], options.out)
     report = Report(machine(options), options.engines, networks.NETWORKS)
     for network in options.models:
         say(f"{network}: exporting")
-        source = networks.source(network, SEED, cache / "models")
+        source = attempt(partial(networks.source, network, SEED, cache / "models", to_onnx))
         for threads in options.threads:
             with tempfile.TemporaryDirectory(prefix="npas-engines-") as scratch:
-                entries: dict[str, Entry] = {}
-                starts: dict[str, Callable[[], Worker]] = {}
-                for engine in options.engines:
-                    entries[engine.name] = Entry(engine.name)
-                    say(f"{network}, {threads} thread(s): preparing {engine.name}")
-                    ready = attempt(partial(prepare, engine, network, threads, source, Path(scratch), pythons, options.out))
-                    if isinstance(ready, str):
-                        entries[engine.name].failed = ready
-                    else:
-                        starts[engine.name] = ready
-                entries |= contest(starts, options.rounds, options.runs, lambda text, at=(network, threads): say(f"{at[0]}, {at[1]} thread(s): {text}"))  # type: ignore[misc]
-            report.add(threads, network, entries)
+                report.add(threads, network, *race(network, threads, source, Path(scratch), pythons, options))
             (options.out / "engines.json").write_text(report.json())
             (options.out / "engines.md").write_text(report.markdown())
     say("")
@@ -75,11 +68,37 @@ def main() -> int:
     return 0
 
 
-def prepare(engine: Engine, network: str, threads: int, source: Path, scratch: Path, pythons: dict[str, Path | str], out: Path) -> Callable[[], Worker]:
-    """Convert the network for ``engine`` unless that was done before; returns what starts its worker. Raises Unavailable."""
-    python = pythons[engine.environment]
+def race(
+    network: str, threads: int, source: Path | str, scratch: Path, pythons: dict[str, Path | str], options: argparse.Namespace
+) -> tuple[dict[str, Entry], float]:
+    """Prepare every engine and time those that are ready; the results of all, and the cores that other processes used meanwhile."""
+    entries: dict[str, Entry] = {}
+    starts: dict[str, Callable[[], Worker]] = {}
+    for engine in options.engines:
+        say(f"{network}, threads {threads}: preparing {engine.name}")
+        ready = attempt(partial(prepare, engine, network, threads, source, scratch, pythons, options.out))
+        if isinstance(ready, str):
+            entries[engine.name] = Entry(engine.name, failed=ready)
+        else:
+            starts[engine.name] = ready
+    timed, others = contest(starts, options.rounds, options.runs, lambda text: say(f"{network}, threads {threads}: {text}"))
+    return entries | timed, others
+
+
+def finish(python: Path | str, out: Path, folder: Path) -> None:
+    """Add network.onnx to a new source folder. Raises Unavailable."""
     if isinstance(python, str):
         raise Unavailable(python)
+    convert(str(python), Job("onnx_export", "", SEED, str(folder), str(folder)), out / "onnx.log")
+
+
+def prepare(engine: Engine, network: str, threads: int, source: Path | str, scratch: Path, pythons: dict[str, Path | str], out: Path) -> Callable[[], Worker]:
+    """Convert the network for ``engine`` unless that was done before; returns what starts its worker. Raises Unavailable."""
+    python = pythons[engine.environment]
+    for needed in (python, source):
+        if isinstance(needed, str):
+            raise Unavailable(needed)
+    assert isinstance(source, Path)
     folder = scratch / engine.name if engine.fresh or not engine.converts else source.parent / engine.name
     job = Job(engine.adapter, network, SEED, str(source), str(folder), threads, networks.NETWORKS[network] if engine.pruned else 1.0)
     log = out / f"{engine.name}.log"
@@ -90,7 +109,8 @@ def prepare(engine: Engine, network: str, threads: int, source: Path, scratch: P
             os.replace(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    return partial(Worker, str(python), job, ",".join(str(core) for core in range(threads)), log)
+    cores = sorted(os.sched_getaffinity(0))[:threads]
+    return partial(Worker, str(python), job, ",".join(str(core) for core in cores), log)
 
 
 def attempt(action: Callable[[], T]) -> T | str:
@@ -103,7 +123,7 @@ def attempt(action: Callable[[], T]) -> T | str:
 
 def used(engines: list[Engine]) -> dict[str, Environment]:
     """The environments that these engines need, in the table's order; npas's own needs no installation."""
-    wanted = {engine.environment for engine in engines}
+    wanted = {"onnx", *(engine.environment for engine in engines)}
     return {name: environment for name, environment in ENVIRONMENTS.items() if name in wanted}
 
 
@@ -113,11 +133,10 @@ def machine(options: argparse.Namespace) -> dict[str, Any]:
         "processor": processor(),
         "cores": os.cpu_count(),
         "system": platform.platform(),
-        "load": os.getloadavg()[0],
         "rounds": options.rounds,
         "runs": options.runs,
         "seed": SEED,
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 

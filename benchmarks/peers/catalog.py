@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
-PYTHON = "3.11"  # npas's own
-
 
 @dataclasses.dataclass(frozen=True)
 class Environment:
-    """A virtual environment. ``alone`` are packages installed without what they depend on; ``python`` is a minor version, which must be on this machine."""
+    """A virtual environment. ``alone`` are packages installed without what they depend on."""
 
     requirements: tuple[str, ...]
     alone: tuple[str, ...] = ()
-    python: str = PYTHON
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,13 +35,14 @@ class Engine:
 
 
 ENVIRONMENTS = {
+    # Makes the network.onnx from which most engines start; npas itself doesn't depend on onnx. torch is the release that saved the .pt2.
+    "onnx": Environment(("torch==2.13.0", "numpy==2.4.6", "onnx==1.23.2", "onnxscript==0.7.2")),
     # These agree with each other. pnnx's Python half wants torch; only its program is used.
     "native": Environment(("numpy==2.4.6", "onnxruntime==1.31.1", "openvino==2026.4.1", "ncnn==1.0.20261020", "MNN==3.6.1"), alone=("pnnx==20261020",)),
-    # Both load the .pt2 that npas's torch saved, so torch is the same release.
     "litert": Environment(("litert-torch==0.10.0", "ai-edge-litert==2.3.0", "torch==2.13.0")),
     "executorch": Environment(("executorch==1.5.1", "torch==2.13.0")),
-    # The last release with an engine in it has wheels up to Python 3.11, but wants numpy < 2 and an onnx whose last wheels are for 3.11.
-    "deepsparse": Environment(("deepsparse==1.8.0", "protobuf<5"), python="3.10"),
+    # The last release with an engine in it wants an onnx of its time.
+    "deepsparse": Environment(("deepsparse==1.8.0",)),
 }
 
 ENGINES = (

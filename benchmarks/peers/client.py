@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -54,10 +55,8 @@ class Worker:
 
     def close(self) -> None:
         """End it: its input ends, and what doesn't listen is killed."""
-        try:
+        with contextlib.suppress(BrokenPipeError):
             _pipe(self._process.stdin).close()
-        except BrokenPipeError:
-            pass
         try:
             self._process.wait(5)
         except subprocess.TimeoutExpired:
@@ -102,7 +101,9 @@ def convert(python: str, job: Job, log: Path) -> None:
     command = [python, "-m", "benchmarks.peers.worker", "convert", job.dump(), ",".join(str(c) for c in sorted(os.sched_getaffinity(0)))]
     with log.open("ab") as errors:
         try:
-            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=errors, cwd=ROOT, env=worker_environment(os.cpu_count() or 1), timeout=CONVERT_SECONDS)
+            done = subprocess.run(
+                command, stdout=subprocess.PIPE, stderr=errors, cwd=ROOT, env=worker_environment(os.cpu_count() or 1), timeout=CONVERT_SECONDS
+            )
         except subprocess.TimeoutExpired:
             raise Unavailable(f"conversion took more than {CONVERT_SECONDS:g} s") from None
     if done.returncode:

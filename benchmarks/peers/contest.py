@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +23,7 @@ class Entry:
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
     wall_ms: list[float] = dataclasses.field(default_factory=list)
     cpu_ms: list[float] = dataclasses.field(default_factory=list)
+    total_cpu_ms: float = 0.0
     idle_ms: float = 0.0
     idle_cpu_ms: float = 0.0
     failed: str = ""
@@ -31,8 +34,11 @@ class Entry:
         return self.idle_cpu_ms / self.idle_ms if self.idle_ms else 0.0
 
 
-def contest(starts: dict[str, Callable[[], Worker]], rounds: int, runs: int, say: Callable[[str], None]) -> dict[str, Entry]:
-    """Load the engines one by one, then ``rounds`` rounds of ``runs`` timed runs each. Whatever happens, no worker outlives the call."""
+def contest(starts: dict[str, Callable[[], Worker]], rounds: int, runs: int, say: Callable[[str], None]) -> tuple[dict[str, Entry], float]:
+    """Load the engines one by one, then ``rounds`` rounds of ``runs`` timed runs each. Whatever happens, no worker outlives the call.
+
+    Returns the results and how many cores other processes of the machine used during the rounds, on average: above a tenth, wall times are theirs as much as the engines'.
+    """
     entries = {name: Entry(name) for name in starts}
     workers: dict[str, Worker] = {}
     try:
@@ -41,9 +47,11 @@ def contest(starts: dict[str, Callable[[], Worker]], rounds: int, runs: int, say
             with _reporting(entries[name], workers):
                 workers[name] = start()
                 entries[name].facts = workers[name].ready()
+                entries[name].total_cpu_ms = entries[name].facts.pop("total_cpu_ms")
                 error = entries[name].facts["relative_error"]
                 if not error <= TOLERANCE:
                     raise Unavailable(f"computes something else than PyTorch: relative error {error:.2g}")
+        began, busy, own = time.monotonic(), busy_seconds(), sum(entry.total_cpu_ms for entry in entries.values())
         for index in range(rounds):
             say(f"round {index + 1} of {rounds}")
             names = list(workers)
@@ -51,10 +59,18 @@ def contest(starts: dict[str, Callable[[], Worker]], rounds: int, runs: int, say
             for name in names[shift:] + names[:shift]:  # nobody always follows the same neighbour's first run
                 with _reporting(entries[name], workers):
                     _turn(entries[name], workers[name].run(runs))
+        seconds, busy, own = time.monotonic() - began, busy_seconds() - busy, sum(entry.total_cpu_ms for entry in entries.values()) - own
     finally:
         for worker in workers.values():
             worker.kill()
-    return entries
+    return entries, max(0.0, busy - own / 1e3) / seconds if seconds else 0.0
+
+
+def busy_seconds() -> float:
+    """CPU time that all processes of the machine used since it started, all cores together."""
+    with open("/proc/stat") as file:
+        user, nice, system = (int(ticks) for ticks in file.readline().split()[1:4])
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK")
 
 
 def _turn(entry: Entry, answer: dict[str, Any]) -> None:
@@ -62,6 +78,7 @@ def _turn(entry: Entry, answer: dict[str, Any]) -> None:
     entry.cpu_ms += answer["cpu_ms"]
     entry.idle_ms += answer["idle_ms"]
     entry.idle_cpu_ms += answer["idle_cpu_ms"]
+    entry.total_cpu_ms = answer["total_cpu_ms"]
 
 
 class _reporting:  # noqa: N801 (used like contextlib's)

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from benchmarks.peers.catalog import Environment
 
@@ -33,10 +34,9 @@ def interpreter(name: str, environment: Environment, cache: Path, log: Path) -> 
     with _only_one(cache / f"{name}.lock"):
         if stamp.exists() and stamp.read_text() == wanted:
             return python
-        base = find_python(environment.python)
         shutil.rmtree(folder, ignore_errors=True)
         with log.open("a") as output:
-            _run([base, "-m", "venv", str(folder)], output)
+            _run([sys.executable, "-m", "venv", str(folder)], output)
             _run([str(python), "-m", "pip", "install", "--quiet", *environment.requirements], output)
             if environment.alone:
                 _run([str(python), "-m", "pip", "install", "--quiet", "--no-deps", *environment.alone], output)
@@ -44,27 +44,10 @@ def interpreter(name: str, environment: Environment, cache: Path, log: Path) -> 
     return python
 
 
-def find_python(version: str) -> str:
-    """An interpreter of this minor version: this one, one on the path, or one of pyenv's. Raises Unavailable."""
-    if version == f"{sys.version_info.major}.{sys.version_info.minor}":
-        return sys.executable
-    root = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
-    for candidate in (shutil.which(f"python{version}"), *sorted(str(p) for p in root.glob(f"versions/{version}.*/bin/python"))):
-        if candidate and _version(candidate) == version:
-            return candidate
-    raise Unavailable(f"not installed: needs Python {version}, which isn't on this machine")
-
-
-def _version(python: str) -> str:
-    """What ``python`` says of itself; "" when it doesn't run (a pyenv shim may exist and not work)."""
-    asked = subprocess.run([python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"], capture_output=True, text=True)
-    return asked.stdout.strip()
-
-
-def _run(command: list[str], log: object) -> None:
+def _run(command: list[str], log: IO[str]) -> None:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    print("$", *command, file=log)  # type: ignore[call-overload]
-    print(done.stdout, file=log)  # type: ignore[call-overload]
+    print("$", *command, file=log)
+    print(done.stdout, file=log)
     if done.returncode:
         errors = [line for line in done.stdout.splitlines() if line.startswith("ERROR")]
         raise Unavailable(f"not installed: {errors[-1].removeprefix('ERROR: ') if errors else ' '.join(command[1:4]) + ' failed'}")

@@ -12,6 +12,8 @@ from benchmarks.peers.catalog import Engine
 from benchmarks.peers.contest import SPINNING, Entry
 
 OWN = ("npas", "npas-pruned")
+RATIOS = (("median", "medians"), ("min", "minimums"), ("cpu_median", "medians of CPU time"))  # CPU time means nothing on several threads: they spin
+BUSY = 0.1  # cores used by others, above which the table says so
 
 
 def statistics_of(entry: Entry) -> dict[str, Any]:
@@ -29,12 +31,12 @@ def statistics_of(entry: Entry) -> dict[str, Any]:
 
 
 def ratios(rows: dict[str, dict[str, Any]], own: str) -> dict[str, Any]:
-    """``own`` against the fastest peer: {"median": r, "min": r, "cpu_min": r, "best": name by median}; {} where either side is missing."""
+    """``own`` against the fastest peer: {"best": name by median, "median": r, "min": r, "cpu_median": r}; {} where either side is missing."""
     peers = {name: row for name, row in rows.items() if name not in OWN and usable(row)}
     if not peers or not usable(rows.get(own, {})):
         return {}
     found: dict[str, Any] = {"best": min(peers, key=lambda name: peers[name]["median_ms"])}
-    for key in ("median_ms", "min_ms", "cpu_min_ms"):
+    for key in ("median_ms", "min_ms", "cpu_median_ms"):
         found[key.removesuffix("_ms")] = rows[own][key] / min(row[key] for row in peers.values())
     return found
 
@@ -52,9 +54,11 @@ class Report:
     engines: Sequence[Engine]
     rates: dict[str, float]
     results: dict[int, dict[str, dict[str, dict[str, Any]]]] = dataclasses.field(default_factory=dict)
+    others: dict[int, dict[str, float]] = dataclasses.field(default_factory=dict)  # cores that other processes used meanwhile
 
-    def add(self, threads: int, network: str, entries: dict[str, Entry]) -> None:
+    def add(self, threads: int, network: str, entries: dict[str, Entry], others: float) -> None:
         """The outcome of one contest."""
+        self.others.setdefault(threads, {})[network] = others
         self.results.setdefault(threads, {})[network] = {name: statistics_of(entry) for name, entry in entries.items()}
 
     def json(self) -> str:
@@ -62,7 +66,8 @@ class Report:
         compared = {
             threads: {network: {own: ratios(rows, own) for own in OWN} for network, rows in networks.items()} for threads, networks in self.results.items()
         }
-        return json.dumps({"machine": self.machine, "rates": self.rates, "results": self.results, "npas_over_best": compared}, indent=1) + "\n"
+        document = {"machine": self.machine, "rates": self.rates, "results": self.results, "npas_over_best": compared, "cores_used_by_others": self.others}
+        return json.dumps(document, indent=1) + "\n"
 
     def markdown(self) -> str:
         """One table for each thread count, then what went wrong."""
@@ -72,7 +77,7 @@ class Report:
         m = self.machine
         return (
             f"{m['processor']}, {m['cores']} cores; fp32, batch 1, 224x224, random weights with calibrated batch norms. Medians in milliseconds, interleaved rounds"
-            f" ({m['rounds']} rounds of {m['runs']} runs). Load of the machine before the run: {m['load']:.1f}. Every output was compared with PyTorch's.\n"
+            f" ({m['rounds']} rounds of {m['runs']} runs). Every output was compared with PyTorch's.\n"
         )
 
     def _table(self, threads: int) -> str:
@@ -93,23 +98,34 @@ class Report:
         for own, label in zip(OWN, ("dense", "pruned"), strict=True):
             found = [ratios(rows, own) for rows in networks.values()]
             if any(found):
-                for key, word in (("median", "medians"), ("min", "minimums")):
+                for key, word in RATIOS if threads == 1 else RATIOS[:2]:
                     cells = [f"{r[key]:.2f}" if r else "–" for r in found]
                     lines.append(f"| npas {label} / best engine ({word}) | " + " | ".join(cells) + " |")
         if any(self.rates[n] > 1 for n in networks) and any("npas-pruned" in rows for rows in networks.values()):
             lines.append("| pruning rate | " + " | ".join(f"{self.rates[n]:g}x" for n in networks) + " |")
+        disturbed = {network: others for network, others in self.others[threads].items() if others > BUSY}
+        if disturbed:
+            lines.append("\nThe machine was busy: meanwhile other processes used " + ", ".join(f"{o:.1f} cores ({n})" for n, o in disturbed.items()) + ".")
         return "\n".join(lines) + "\n"
 
     def _notes(self) -> list[str]:
-        seen: dict[str, None] = {}
+        """What a reader of the tables must know, each sentence once with all the networks that it is true of."""
+        found: dict[tuple[str, str], list[str]] = {}
         for threads, networks in self.results.items():
             for network, rows in networks.items():
-                for name, row in rows.items():
-                    if row["failed"]:
-                        seen[f"- {name}, {network}, {threads} thread(s): {row['failed']}"] = None
-                    if row.get("idle_load", 0.0) > SPINNING:
-                        seen[f"- {name}, {network}, {threads} thread(s): used {row['idle_load']:.0%} of a core between its turns, which slowed the others"] = None
-        return list(seen)
+                for engine in self.engines:
+                    for text in _remarks(rows.get(engine.name, {})):
+                        found.setdefault((engine.title, text), []).append(f"{network} on {threads}")
+        return [f"- {title}: {text} ({', '.join(where)})." for (title, text), where in found.items()]
+
+
+def _remarks(row: dict[str, Any]) -> list[str]:
+    remarks = [row["note"]] if row.get("note") else []
+    if row.get("failed"):
+        remarks.append(row["failed"].rstrip("."))
+    if row.get("idle_load", 0.0) > SPINNING:
+        remarks.append("used the processor between its turns, which slowed the others")
+    return remarks
 
 
 def _cell(row: dict[str, Any] | None, best: float | None) -> str:

@@ -1,8 +1,9 @@
 """The process that holds one engine: ``python -m benchmarks.peers.worker convert|serve JOB CORES``. Runs in the engine's environment, on any Python from 3.9.
 
 ``serve`` pins itself to CORES ("0" or "0,1"), loads the network and compares its output with PyTorch's, then answers lines of JSON on its standard input:
-``{"run": k}`` -> ``{"wall_ms": [k], "cpu_ms": [k], "idle_ms": t, "idle_cpu_ms": t}``. One untimed run precedes the k: the caches were another engine's. Idle is the time since the
-last answer: a worker must not compute, or spin, while it isn't its turn. It ends with its standard input, so nothing outlives the parent. What engines print goes to standard error.
+``{"run": k}`` -> ``{"wall_ms": [k], "cpu_ms": [k], "rest_ms": t, "idle_ms": t, "idle_cpu_ms": t, "total_cpu_ms": t}``. One untimed run precedes the k: the caches were another engine's. Thread pools spin
+for a while after a run (OpenMP's for up to 200 ms), which helps the engine in production and would rob the next one here: the answer waits until they sleep (rest). Idle is the time
+since the last answer, and what was computed in it proves that they did. A worker ends with its standard input, so nothing outlives the parent. What engines print goes to standard error.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import resource
 import signal
 import sys
 import time
@@ -19,6 +19,8 @@ from typing import IO, Any
 import numpy as np
 
 from benchmarks.peers.job import Job, Session
+
+REST_MS, REST_STEP_MS = 500.0, 3.0
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
@@ -40,6 +42,23 @@ def turn(session: Session, runs: int) -> tuple[list[float], list[float]]:
     return wall, cpu
 
 
+def resident_mib() -> int:
+    """Memory of this process."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+
+
+def rest() -> float:
+    """Wait until this process uses no CPU, at most REST_MS; the milliseconds waited."""
+    start = time.perf_counter_ns()
+    busy = True
+    while busy and (time.perf_counter_ns() - start) / 1e6 < REST_MS:
+        used = time.process_time_ns()
+        time.sleep(REST_STEP_MS / 1e3)
+        busy = (time.process_time_ns() - used) / 1e6 > 0.1 * REST_STEP_MS
+    return (time.perf_counter_ns() - start) / 1e6
+
+
 def serve(session: Session, error: float, requests: IO[str], answers: IO[str]) -> None:
     """Answer until ``requests`` ends."""
 
@@ -48,12 +67,15 @@ def serve(session: Session, error: float, requests: IO[str], answers: IO[str]) -
         answers.flush()
         return time.perf_counter_ns(), time.process_time_ns()
 
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    rested, rested_cpu = answer(version=session.version, note=session.note, relative_error=error, memory_mib=round(memory))
+    rest()
+    rested, rested_cpu = answer(
+        version=session.version, note=session.note, relative_error=error, memory_mib=resident_mib(), total_cpu_ms=time.process_time_ns() / 1e6
+    )
     for line in requests:
         idle, idle_cpu = time.perf_counter_ns() - rested, time.process_time_ns() - rested_cpu
         wall, cpu = turn(session, json.loads(line)["run"])
-        rested, rested_cpu = answer(wall_ms=wall, cpu_ms=cpu, idle_ms=idle / 1e6, idle_cpu_ms=idle_cpu / 1e6)
+        waited, total = rest(), time.process_time_ns() / 1e6
+        rested, rested_cpu = answer(wall_ms=wall, cpu_ms=cpu, rest_ms=waited, idle_ms=idle / 1e6, idle_cpu_ms=idle_cpu / 1e6, total_cpu_ms=total)
 
 
 def reason(error: BaseException) -> str:
@@ -65,7 +87,8 @@ def reason(error: BaseException) -> str:
 def main() -> int:
     """Convert or serve; a failure is a line of JSON and a traceback on standard error."""
     action, job, cores = sys.argv[1], Job.parse(sys.argv[2]), {int(c) for c in sys.argv[3].split(",")}
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    if action == "serve":
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # engines print to file descriptor 1, from C too
     os.sched_setaffinity(0, cores)

@@ -29,7 +29,8 @@ def load(job: Job) -> Session:
     torch.set_num_threads(job.threads)
     program = Runtime.get().load_program(job.converted("network.pte"))
     method = program.load_method("forward")
-    inputs, last = [torch.from_numpy(job.input())], []
+    inputs = [torch.from_numpy(job.input())]
+    last: list[torch.Tensor] = []
 
     def step() -> None:
         last[:] = method.execute(inputs)

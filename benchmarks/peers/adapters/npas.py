@@ -9,7 +9,8 @@ import torch
 
 from benchmarks.peers import networks
 from benchmarks.peers.job import Job, Session
-from stages.compiler import compile_model, load_model
+from stages.compiler.api import compile_model
+from stages.compiler.model import load_model
 from stages.graph import trace
 from stages.schemes import prune_, uniform_scheme
 

@@ -15,13 +15,4 @@ def load(job: Job) -> Session:
     torch.set_num_threads(job.threads)
     torch._inductor.config.freezing = True
     model, x = networks.build(job.network, job.seed), torch.from_numpy(job.input())
-    with torch.no_grad():
-        compiled = torch.compile(model)
-        compiled(x)
-    last: list[torch.Tensor] = []
-
-    def step() -> None:
-        with torch.no_grad():
-            last[:] = [compiled(x)]
-
-    return Session(step, lambda: last[0].numpy(), torch.__version__)
+    return session(torch.compile(model), x, "")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -10,27 +12,28 @@ import torch
 from benchmarks.peers import networks
 from benchmarks.peers.job import Job, Session
 
+ROUNDS = 10  # of both layouts, to choose
+
 
 def load(job: Job) -> Session:
-    """Times both layouts and keeps the faster."""
+    """Times both layouts in turn and keeps the faster."""
     torch.set_num_threads(job.threads)
     model, x = networks.build(job.network, job.seed), torch.from_numpy(job.input())
-    best = min((torch.contiguous_format, torch.channels_last), key=lambda layout: fastest(model.to(memory_format=layout), x.to(memory_format=layout)))
-    return session(model.to(memory_format=best), x.to(memory_format=best), "channels last" if best is torch.channels_last else "contiguous")
+    other = networks.channels_last(copy.deepcopy(model))
+    layouts = [session(model, x, "contiguous layout"), session(other, x.to(memory_format=torch.channels_last), "channels-last layout")]
+    fastest = [min(times) for times in zip(*([seconds(layout.step) for layout in layouts] for _ in range(ROUNDS)), strict=True)]
+    return layouts[fastest.index(min(fastest))]
 
 
-def fastest(model: torch.nn.Module, x: torch.Tensor, runs: int = 6) -> float:
-    """Seconds of the fastest of ``runs``."""
-    times = []
-    with torch.inference_mode():
-        for _ in range(runs):
-            start = time.perf_counter()
-            model(x)
-            times.append(time.perf_counter() - start)
-    return min(times)
+def seconds(step: Callable[[], object]) -> float:
+    """The second of two runs."""
+    step()
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
 
 
-def session(model: torch.nn.Module, x: torch.Tensor, note: str) -> Session:
+def session(model: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, note: str) -> Session:
     """The network on one input, without autograd."""
     last: list[torch.Tensor] = []
 
