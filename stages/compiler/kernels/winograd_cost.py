@@ -28,9 +28,9 @@ SCRATCH = 8 << 20  # bytes that a thread may use
 IDLE = 0.3  # of a unit's time, what a few threads lose on average because the last ones wait
 
 
-def choose(dims: tuple[int, int, int], channels: int, filters: int, target: Target) -> tuple[float, Shape]:
-    """(cycles, the cheapest Shape)."""
-    options = [Shape(dims, channels, filters, b) for b in _blockings(filters, target)]
+def choose(dims: tuple[int, int, int], channels: int, filters: int, target: Target, sizes: tuple[int, ...] = tuple(TRANSFORM)) -> tuple[float, Shape]:
+    """(cycles, the cheapest Shape with tiles of one of the ``sizes``)."""
+    options = [Shape(dims, channels, filters, b) for b in _blockings(filters, target) if b.m in sizes]
     fitting = [s for s in options if s.scratch <= SCRATCH] or [min(options, key=lambda s: s.scratch)]
     best = min(fitting, key=lambda s: estimate(s, target) * PREFERENCE[s.blocking.m] * (1 + IDLE / s.units))
     return estimate(best, target), best
