@@ -53,30 +53,34 @@ def compile_model(
     """
     if not 1 <= threads <= MOST_THREADS:
         raise UsageError(f"Can't compile for {threads} threads.", f"Between 1 and {MOST_THREADS}.")
-    machine = resolve(target)
-    if scheme is not None:
-        check_zeros(module, scheme)
-    seen = graph if graph is not None else trace(module, example)
-    tensors = {name: t.detach().cpu().numpy() for name, t in module.state_dict().items()}
-    build = _Build(seen, tensors, scheme or Scheme(), machine, threads)
+    build = Build(*prepare(module, example, scheme, graph), resolve(target), threads)
     model = build.link()
     return build.checked(model, module, tolerance) if check else model
 
 
-class _Build:
+def prepare(module: nn.Module, example: Tensor | tuple[Tensor, ...], scheme: Scheme | None, graph: Graph | None) -> tuple[Graph, dict[str, np.ndarray], Scheme]:
+    """(the network's graph, its weights by name, the scheme that they fit); arguments as of compile_model. UsageError when they don't fit."""
+    if scheme is not None:
+        check_zeros(module, scheme)
+    seen = graph if graph is not None else trace(module, example)
+    return seen, {name: t.detach().cpu().numpy() for name, t in module.state_dict().items()}, scheme or Scheme()
+
+
+class Build:
     """A network on its way: everything but the manifest's measured error is known after construction."""
 
     def __init__(self, graph: Graph, tensors: Mapping[str, np.ndarray], scheme: Scheme, target: Target, threads: int):
         self.graph, self.target = graph, target
         arranged = arrange(share(shrink(fuse(lower(graph, tensors, scheme))), target), target)
         self.program = arranged.program
-        placed = layouts(self.program, target, arranged.planes)
-        self.kernels = [select(step, placed, target) for step in self.program.steps]
-        self.plan = plan(self.program, placed, max((k.scratch for k in self.kernels), default=0), threads)
+        self.layouts = layouts(self.program, target, arranged.planes)
+        self.kernels = [select(step, self.layouts, target) for step in self.program.steps]
+        self.plan = plan(self.program, self.layouts, max((k.scratch for k in self.kernels), default=0), threads)
         self.blob, self.places = pack(self.kernels)
         self.names, self.objects, _ = cache.objects(self.kernels, target)
 
     def link(self) -> CompiledModel:
+        """The library in a temporary folder that lives as long as the model; its manifest lacks the measured error."""
         folder = tempfile.TemporaryDirectory(prefix="npas-model-")
         path = Path(folder.name) / "model.so"
         emit.link(self.kernels, self.names, self.objects, self.plan, self.blob, self.places, self._manifest({}), path)
@@ -118,4 +122,5 @@ def _ports(ports: Sequence[tuple[str, tuple[int, ...]]], kind: str) -> list[dict
 
 def _row(kernel: Kernel) -> dict[str, Any]:
     step = kernel.step
-    return {"layer": step.name, "kernel": kernel.rule, "scheme": step.scheme.label, "tile": kernel.tile, "macs": kernel.macs, "reason": kernel.reason}
+    row = {"layer": step.name, "kernel": kernel.rule, "scheme": step.scheme.label, "tile": kernel.tile, "macs": kernel.macs, "reason": kernel.reason}
+    return row | ({"tuned": kernel.tuned} if kernel.tuned else {})

@@ -14,7 +14,7 @@ from stages.compiler.plan import Plan
 from stages.errors import NpasError
 
 _RUNTIME = Path(__file__).parent / "runtime"
-_OPERANDS = ("x", "e0", "e1", "e2", "w", "b", "ptr", "idx", "y", "s")  # as in kernels/tir.py and runtime/npas_run.c
+OPERANDS = ("x", "e0", "e1", "e2", "w", "b", "ptr", "idx", "y", "s")  # as in kernels/tir.py and runtime/npas_run.c
 _EXPORTS = "{ global: npas_manifest; npas_workspace_bytes; npas_run; npas_profile; local: *; };\n"
 
 
@@ -52,7 +52,7 @@ def replace_manifest(library: Path, old: str, new: str, path: Path) -> None:
 def _row(kernel: Kernel, name: str, plan: Plan, places: Mapping[str, int]) -> str:
     operands = dict(zip(("x", "e0", "e1", "e2"), kernel.step.inputs, strict=False)) | {"y": kernel.step.output}
     cells = []
-    for operand in _OPERANDS:
+    for operand in OPERANDS:
         if operand in places:
             cells.append(f"{{NPAS_WEIGHTS, {places[operand]}}}")
         elif operand == "s" and kernel.scratch:

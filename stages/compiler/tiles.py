@@ -83,17 +83,32 @@ class Window:
 
 @cache
 def best_tile(height: int, width: int, lanes: int, vectors: int, positions: int, target: Target, window: Window = Window()) -> tuple[float, Tile]:
-    """(cycles for all pixels of one group with ``positions`` kept positions, the Tile that takes them)."""
+    """(cycles for all pixels of one group with ``positions`` kept positions, the Tile that takes them).
+
+    The Tile is that of the nearest power of two of positions: masks of about the same density share compiled kernels.
+    """
+    usual = 2 ** round(math.log2(positions))
+    costs = {tile: tile_cost(tile, height, width, usual, target, window) for tile in tiles(height, width, lanes, vectors, target)}
+    best = min(costs, key=lambda tile: (costs[tile], -tile.rows * tile.cols))
+    return tile_cost(best, height, width, positions, target, window), best
+
+
+def tiles(height: int, width: int, lanes: int, vectors: int, target: Target) -> list[Tile]:
+    """Every Tile that the registers hold; those that split the plane alike occur once."""
     most = most_pixels(vectors, target)
-    shapes = [(rows, cols) for rows in range(1, min(height, most) + 1) for cols in range(1, min(width, most // rows) + 1)]
+    return [Tile(rows, cols, lanes, vectors) for rows in _balanced(height, most) for cols in _balanced(width, most // rows)]
 
-    def cost(rows: int, cols: int) -> float:
-        parts = [(r, c, n * m) for r, n in _sizes(height, rows) for c, m in _sizes(width, cols)]
-        total = sum(count * _tile_cycles(r, c, lanes, vectors, positions, target, window) for r, c, count in parts)
-        return total * _VARIANT ** (len(parts) - 1)
 
-    rows, cols = min(shapes, key=lambda s: (cost(*s), -s[0] * s[1]))
-    return cost(rows, cols), Tile(rows, cols, lanes, vectors)
+def tile_cost(tile: Tile, height: int, width: int, positions: int, target: Target, window: Window = Window()) -> float:
+    """Cycles for all pixels of one group with ``positions`` kept positions."""
+    parts = [(r, c, n * m) for r, n in _sizes(height, tile.rows) for c, m in _sizes(width, tile.cols)]
+    total = sum(count * _tile_cycles(r, c, tile.lanes, tile.vectors, positions, target, window) for r, c, count in parts)
+    return total * _VARIANT ** (len(parts) - 1)
+
+
+def _balanced(total: int, most: int) -> list[int]:
+    """The sizes up to ``most`` that a balanced split of ``total`` really has: 7 by at most 5 is 4 + 3, so 5 isn't one."""
+    return [size for size in range(1, min(total, most) + 1) if _sizes(total, size)[0][0] == size]
 
 
 def _tile_cycles(rows: int, cols: int, lanes: int, vectors: int, positions: int, target: Target, window: Window) -> float:

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from stages.compiler.ir import Epilogue, Layout, View, merge
+from stages.compiler.ir import Epilogue, Layout, Step, View, merge
 from stages.compiler.kernels.kernel import Kernel, Placed
-from stages.compiler.kernels.packing import Group, choose_groups, pack, positions, visits
+from stages.compiler.kernels.packing import Group, candidates, choose_groups, pack, positions, segments, visits
 from stages.compiler.kernels.units import WANTED, split, units
 from stages.compiler.target import Target
 from stages.compiler.tiles import Tile, Window, chains
@@ -41,19 +41,65 @@ class Spec:
     epilogue: Epilogue
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What is tuned: groups of ``vectors`` vectors of ``lanes`` filters, tiles of ``rows`` x ``cols`` pixels, and whether the loop over pixels or that over groups is the outer one."""
+
+    lanes: int
+    vectors: int
+    rows: int
+    cols: int
+    pixels_outer: bool
+
+    @property
+    def handicap(self) -> float:
+        """By how much it must win: nothing, all choices compute the same sums."""
+        return 1.0
+
+
 def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
-    """The kernel of a "conv" step, None for any other."""
+    """The kernel of a "conv" step with the tile that the model of tiles.py expects to be the fastest, None for any other step."""
     step = placed.step
-    if step.op != "conv" or step.weight is None or step.bias is None:
+    if step.op != "conv" or step.weight is None:
         return None
-    source, out = placed.inputs[0], placed.output
+    dims, weight = _walk(placed)[0], positions(step.weight)
+    groups, tile = choose_groups(weight, dims, target, _window(step))
+    choice = Choice(groups[0].lanes, groups[0].vectors, tile.rows, tile.cols, _pixels_outer(dims, tile, placed.inputs[0], step.weight))
+    return _kernel(placed, scheme, target, choice, weight)
+
+
+def chosen(placed: Placed, scheme: LayerScheme, target: Target, choice: Choice) -> Kernel:
+    """The kernel of a "conv" step with a choice of ``choices``."""
+    assert placed.step.weight is not None
+    return _kernel(placed, scheme, target, choice, positions(placed.step.weight))
+
+
+def choices(placed: Placed, target: Target) -> list[tuple[float, Choice]]:
+    """(cycles by the model of tiles.py, Choice) of all that a "conv" step may choose from; none for any other step. The model doesn't tell the loop orders apart."""
+    step = placed.step
+    if step.op != "conv" or step.weight is None:
+        return []
+    found = candidates(positions(step.weight), _walk(placed)[0], target, _window(step))
+    return [(cost, Choice(t.lanes, t.vectors, t.rows, t.cols, outer)) for cost, t in found for outer in (True, False)]
+
+
+def _window(step: Step) -> Window:
+    assert step.weight is not None
+    _, channels, height, width = step.weight.shape
+    return Window((height, width), step.attrs["stride"], channels)
+
+
+def _kernel(placed: Placed, scheme: LayerScheme, target: Target, choice: Choice, weight: np.ndarray) -> Kernel:
+    """``weight`` is the step's as (filters, positions)."""
+    step, out = placed.step, placed.output
+    assert step.bias is not None
     dims, x, y, extras = _walk(placed)
-    weight = positions(step.weight)
-    groups, tile = choose_groups(weight, dims, target, Window(step.weight.shape[2:], step.attrs["stride"], step.weight.shape[1]))
+    groups = segments(weight.shape[0], choice.lanes, choice.vectors, target)
     data, kept = pack(weight, step.bias, groups, _offsets(placed))
-    spec = Spec(dims, x[1:], y, out, extras, _segments(groups), tile.rows, tile.cols, _pixels_outer(dims, tile, source, weight), step.epilogue)
+    spec = Spec(dims, x[1:], y, out, extras, _segments(groups), choice.rows, choice.cols, choice.pixels_outer, step.epilogue)
     macs = kept * out.shape[0] * out.shape[2] * out.shape[3]
-    return Kernel("gather", spec, step, data, tile.label, macs, _reason(scheme, groups, weight.size, kept), units(n.dims for n in _nests(spec)))
+    label = Tile(choice.rows, choice.cols, choice.lanes, choice.vectors).label
+    return Kernel("gather", spec, step, data, label, macs, _reason(scheme, groups, weight.size, kept), units(n.dims for n in _nests(spec)), choice=choice)
 
 
 def _walk(placed: Placed) -> tuple[tuple[int, int, int], View, View, tuple[View, ...]]:

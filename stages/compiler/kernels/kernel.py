@@ -32,6 +32,7 @@ class Kernel:
     ``rule`` is the module in kernels/ whose ``emit(spec, name, target)`` writes the code; ``spec``, a frozen dataclass of plain values, is all that the code depends on, so kernels with equal
     specs share one object file. ``data`` holds the packed arrays by operand name (w, b, ptr, idx). ``x`` and the further operands are ``step.inputs``, ``y`` is ``step.output``.
     The work is divided into ``units`` that may run at the same time in any split (units.py); ``scratch`` is how many bytes of memory of its own each thread needs.
+    ``choice`` is what a rule that can be tuned has chosen (its frozen dataclass Choice), and ``tuned`` where that comes from: "measured here", "shipped" or "model".
     """
 
     rule: str
@@ -43,3 +44,5 @@ class Kernel:
     reason: str = ""
     units: int = 1
     scratch: int = 0
+    choice: Any = None
+    tuned: str = ""

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stages.compiler.ir import round_up
 from stages.compiler.target import Target
-from stages.compiler.tiles import Tile, Window, best_tile, shape_of_group
+from stages.compiler.tiles import Tile, Window, best_tile, shape_of_group, tile_cost, tiles
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Group:
 
 
 LINE = 16  # floats of a cache line
+_MOST_VECTORS = 5  # of a group: more leave room for too few pixels
 
 
 def visits(channels: int, kh: int, kw: int) -> np.ndarray:
@@ -57,12 +59,29 @@ def _choose(weight: np.ndarray, dims: tuple[int, int, int], target: Target, wind
     kept = _kept(weight != 0, quantum)
     best: tuple[float, tuple[Group, ...], Tile] | None = None
     for filters in _sizes(len(kept) * quantum, target):
-        groups = _segments(len(kept) * quantum, filters, target)
+        groups = segments(len(kept) * quantum, *shape_of_group(filters, target), target)
         cost, tile = _cost(kept, groups, dims, quantum, target, window)
         if best is None or cost < best[0]:
             best = (cost, groups, tile)
     assert best is not None
     return best
+
+
+def candidates(weight: np.ndarray, dims: tuple[int, int, int], target: Target, window: Window) -> list[tuple[float, Tile]]:
+    """(cycles by the model, Tile) of every grouping and tile, arguments as of ``choose_groups``. ``segments`` makes the groups of a Tile's lanes and vectors."""
+    quantum = target.narrow[-1]
+    kept = _kept(weight != 0, quantum)
+    filters = len(kept) * quantum
+    found = []
+    for lanes in target.narrow:
+        for vectors in range(1, min(_MOST_VECTORS, filters // lanes) + 1):
+            groups = segments(filters, lanes, vectors, target)
+            mean, *rest = [_mean_positions(kept, group, quantum) for group in groups]
+            others = sum(best_tile(dims[1], dims[2], g.lanes, g.vectors, m, target, window)[0] for m, g in zip(rest, groups[1:], strict=True))
+            for tile in tiles(dims[1], dims[2], lanes, vectors, target):
+                cost = groups[0].count * tile_cost(tile, dims[1], dims[2], mean, target, window)
+                found.append((dims[0] * (cost + others), tile))
+    return found
 
 
 def _kept(mask: np.ndarray, quantum: int) -> np.ndarray:
@@ -74,30 +93,33 @@ def _kept(mask: np.ndarray, quantum: int) -> np.ndarray:
 
 def _sizes(filters: int, target: Target) -> list[int]:
     """Group sizes worth a try: multiples of the vector widths that leave room for two pixels or more."""
-    sizes = {lanes * vectors for lanes in target.narrow for vectors in range(1, 6)}
+    sizes = {lanes * vectors for lanes in target.narrow for vectors in range(1, _MOST_VECTORS + 1)}
     return sorted((s for s in sizes if s <= filters), reverse=True)
 
 
-def _segments(filters: int, size: int, target: Target) -> tuple[Group, ...]:
-    """``filters`` (a multiple of the narrowest vector) in groups of ``size``, the rest in one group of its own."""
-    whole, rest = divmod(filters, size)
-    found = [Group(0, whole, *shape_of_group(size, target))] if whole else []
+def segments(filters: int, lanes: int, vectors: int, target: Target) -> tuple[Group, ...]:
+    """``filters`` in groups of ``vectors`` vectors of ``lanes``, the rest, rounded up to the narrowest vector, in one group of its own."""
+    whole, rest = divmod(round_up(filters, target.narrow[-1]), lanes * vectors)
+    found = [Group(0, whole, lanes, vectors)] if whole else []
     if rest:
-        found.append(Group(whole * size, 1, *shape_of_group(rest, target)))
+        found.append(Group(whole * lanes * vectors, 1, *shape_of_group(rest, target)))
     return tuple(found)
 
 
 def _cost(kept: np.ndarray, groups: tuple[Group, ...], dims: tuple[int, int, int], quantum: int, target: Target, window: Window) -> tuple[float, Tile]:
     total, tiles = 0.0, []
     for group in groups:
-        size = group.lanes * group.vectors // quantum
-        first = group.start // quantum
-        part = kept[first : first + group.count * size].reshape(group.count, size, -1).any(1)
-        mean = max(1, round(int(part.sum()) / group.count))
-        cost, tile = best_tile(dims[1], dims[2], group.lanes, group.vectors, mean, target, window)
+        cost, tile = best_tile(dims[1], dims[2], group.lanes, group.vectors, _mean_positions(kept, group, quantum), target, window)
         total += dims[0] * group.count * cost
         tiles.append(tile)
     return total, tiles[0]
+
+
+def _mean_positions(kept: np.ndarray, group: Group, quantum: int) -> int:
+    """Positions that a group keeps on average."""
+    size, first = group.lanes * group.vectors // quantum, group.start // quantum
+    part = kept[first : first + group.count * size].reshape(group.count, size, -1).any(1)
+    return max(1, round(int(part.sum()) / group.count))
 
 
 def pack(weight: np.ndarray, bias: np.ndarray, groups: tuple[Group, ...], offsets: np.ndarray) -> tuple[dict[str, np.ndarray], int]:

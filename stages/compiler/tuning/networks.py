@@ -1,0 +1,65 @@
+"""tune: measure the choices of a network's layers, the most expensive first. Imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from stages.compiler import select
+from stages.compiler.api import Build, prepare
+from stages.compiler.kernels.kernel import Placed
+from stages.compiler.target import Target, resolve
+from stages.compiler.tuning.search import ENUMERATE
+from stages.compiler.tuning.tuner import Verdict, tune_layers
+from stages.errors import UsageError
+from stages.graph.layer import Graph
+from stages.progress import Progress, Silent
+from stages.schemes.scheme import Scheme
+
+RUNS = 5  # of the network, to learn which layers are expensive
+
+
+@dataclass(frozen=True)
+class Request:
+    """A network to tune, as for compile_model: pruned to ``scheme`` already."""
+
+    module: nn.Module
+    example: Tensor | tuple[Tensor, ...]
+    scheme: Scheme | None = None
+    graph: Graph | None = None
+
+
+def tune(
+    module: nn.Module,
+    example: Tensor | tuple[Tensor, ...],
+    scheme: Scheme | None = None,
+    target: str = "host",
+    minutes: float = 10.0,
+    *,
+    progress: Progress | None = None,
+    most: int = ENUMERATE,
+) -> list[Verdict]:
+    """Measure, for about ``minutes`` at most, which tiles run the layers of ``module`` fastest on this machine; every later compilation uses what was found.
+
+    Arguments as of compile_model. At most ``most`` candidates of a layer are measured. Interrupted at any moment and called again, it goes on where it stopped. Returns the verdicts reached by this call.
+    Raises UsageError when ``target`` isn't this machine.
+    """
+    return tune_networks([Request(module, example, scheme)], target, minutes, progress or Silent(), most)
+
+
+def tune_networks(requests: Sequence[Request], target: str, minutes: float, progress: Progress, most: int = ENUMERATE) -> list[Verdict]:
+    """``tune`` for several networks together: a layer that they share is measured once, and the most expensive layer of all comes first."""
+    if target != "host":
+        raise UsageError(f"Can't measure kernels for '{target}' on this machine.", "Tuning is for target host.")
+    machine = resolve(target)
+    layers = [found for request in requests for found in _layers(request, machine)]
+    return tune_layers(layers, machine, minutes, progress, most)
+
+
+def _layers(request: Request, target: Target) -> list[tuple[Placed, float]]:
+    """Each step of the network where it lies, and the milliseconds that it takes as compiled now."""
+    build = Build(*prepare(request.module, request.example, request.scheme, request.graph), target, threads=1)
+    times = build.link().profile(RUNS)
+    return [(select.place(step, build.layouts), ms) for step, (_, _, ms) in zip(build.program.steps, times, strict=True)]
