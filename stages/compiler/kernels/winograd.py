@@ -18,8 +18,8 @@ import numpy as np
 from stages.compiler.ir import Epilogue, Layout, View
 from stages.compiler.kernels.kernel import Kernel, Placed
 from stages.compiler.kernels.units import split
-from stages.compiler.kernels.winograd_cost import choose, direct
-from stages.compiler.kernels.winograd_shape import Shape, panel
+from stages.compiler.kernels.winograd_cost import PREFERENCE, choose, direct, estimate, options
+from stages.compiler.kernels.winograd_shape import Blocking, Shape, panel
 from stages.compiler.kernels.winograd_transforms import TAPS, weight_transform
 from stages.compiler.target import Target
 from stages.schemes.scheme import LayerScheme
@@ -36,14 +36,22 @@ class Spec:
     epilogue: Epilogue
 
 
+@dataclass(frozen=True)
+class Choice(Blocking):
+    """What is tuned."""
+
+    @property
+    def handicap(self) -> float:
+        """By how much it must win: larger tiles cost precision."""
+        return PREFERENCE[self.m]
+
+
 def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     """The kernel of a 3x3 "conv" step with stride 1 where Winograd is expected to be faster than the gather kernel, which saves what the mask leaves out; None for any other."""
-    step, source, out = placed.step, placed.inputs[0], placed.output
-    if step.op != "conv" or step.weight is None or step.weight.shape[2:] != (TAPS, TAPS) or source.planar:
+    step = placed.step
+    if not _takes(placed) or step.weight is None:
         return None
-    if step.attrs["stride"] != (1, 1) or step.attrs["dilation"] != (1, 1):
-        return None
-    n, _, h, w = out.shape
+    n, _, h, w = placed.output.shape
     cost, shape = choose((n, h, w), step.weight.shape[1], step.weight.shape[0], target)
     kept = direct(step.weight, (n, h, w), target)
     if cost >= kept:
@@ -56,6 +64,37 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     return kernel(placed, shape, f"{scheme.label}: runs dense by Winograd F({m}x{m}), since {saved}")
 
 
+def choices(placed: Placed, target: Target) -> list[tuple[float, Choice]]:
+    """(estimated cycles with the handicap, Choice) of all ways to run ``placed``, none where Winograd can't."""
+    if not _takes(placed) or placed.step.weight is None:
+        return []
+    (n, filters, h, w), channels = placed.output.shape, placed.step.weight.shape[1]
+    found = {_choice(shape): estimate(shape, target) for shape in options((n, h, w), channels, filters, target)}
+    return [(cost * choice.handicap, choice) for choice, cost in found.items()]
+
+
+def chosen(placed: Placed, scheme: LayerScheme, target: Target, choice: Choice) -> Kernel:
+    """The kernel with one of ``choices``."""
+    assert placed.step.weight is not None
+    (n, filters, h, w), channels = placed.output.shape, placed.step.weight.shape[1]
+    shape = Shape((n, h, w), channels, filters, Blocking(choice.m, choice.tiles, choice.lanes, choice.vectors))
+    return kernel(placed, shape, f"{scheme.label}: Winograd F({choice.m}x{choice.m}), measured to be the fastest")
+
+
+def _takes(placed: Placed) -> bool:
+    """Whether ``placed`` is a convolution that Winograd's method can compute."""
+    step = placed.step
+    if step.op != "conv" or step.weight is None or step.weight.shape[2:] != (TAPS, TAPS) or placed.inputs[0].planar:
+        return False
+    return bool(step.attrs["stride"] == (1, 1) and step.attrs["dilation"] == (1, 1))
+
+
+def _choice(shape: Shape) -> Choice:
+    """Of blocks that are larger than the image, the one that just covers it stands for all."""
+    b = shape.blocking
+    return Choice(b.m, min(b.tiles, shape.tiles), b.lanes, b.vectors)
+
+
 def kernel(placed: Placed, shape: Shape, reason: str) -> Kernel:
     """The kernel that is divided as ``shape`` says."""
     step, source, out = placed.step, placed.inputs[0], placed.output
@@ -66,7 +105,7 @@ def kernel(placed: Placed, shape: Shape, reason: str) -> Kernel:
     spec = Spec(shape, (origin, source.image, source.row, source.pitch), out, further, step.epilogue)
     tile = f"F({shape.blocking.m}x{shape.blocking.m}) {shape.most} tiles x {shape.wide} channels"
     macs = step.weight.size * out.shape[0] * out.shape[2] * out.shape[3]
-    return Kernel("winograd", spec, step, pack(step.weight, step.bias, shape), tile, macs, reason, shape.units, shape.scratch)
+    return Kernel("winograd", spec, step, pack(step.weight, step.bias, shape), tile, macs, reason, shape.units, shape.scratch, _choice(shape))
 
 
 def pack(weight: np.ndarray, bias: np.ndarray, shape: Shape) -> dict[str, np.ndarray]:

@@ -30,10 +30,18 @@ IDLE = 0.3  # of a unit's time, what a few threads lose on average because the l
 
 def choose(dims: tuple[int, int, int], channels: int, filters: int, target: Target, sizes: tuple[int, ...] = tuple(TRANSFORM)) -> tuple[float, Shape]:
     """(cycles, the cheapest Shape with tiles of one of the ``sizes``)."""
-    options = [Shape(dims, channels, filters, b) for b in _blockings(filters, target) if b.m in sizes]
-    fitting = [s for s in options if s.scratch <= SCRATCH] or [min(options, key=lambda s: s.scratch)]
-    best = min(fitting, key=lambda s: estimate(s, target) * PREFERENCE[s.blocking.m] * (1 + IDLE / s.units))
+    wanted = [s for s in options(dims, channels, filters, target) if s.blocking.m in sizes]
+    best = min(wanted, key=lambda s: estimate(s, target) * PREFERENCE[s.blocking.m] * (1 + IDLE / s.units))
     return estimate(best, target), best
+
+
+def options(dims: tuple[int, int, int], channels: int, filters: int, target: Target) -> list[Shape]:
+    """The Shapes to choose from: for each size of tiles, those whose scratch memory isn't too much, or the least."""
+    found = []
+    for m in TRANSFORM:
+        every = [Shape(dims, channels, filters, b) for b in _blockings(filters, target) if b.m == m]
+        found += [s for s in every if s.scratch <= SCRATCH] or [min(every, key=lambda s: s.scratch)]
+    return found
 
 
 def _blockings(filters: int, target: Target) -> Iterator[Blocking]:
