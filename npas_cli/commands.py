@@ -23,6 +23,12 @@ class Command:
         """The word to type: ``search-scheme``."""
         return self.section.replace("_", "-")
 
+    def written(self, target: str) -> tuple[str, ...]:
+        """``writes`` when it is compiled for ``target``: of 64-bit ARM an executable instead of libraries."""
+        if self.section != "compile" or target == "host":
+            return self.writes
+        return tuple(f"compile/{target}/{file}" for file in ("runner", "manifest.json", "metrics.json"))
+
     @property
     def entry(self) -> str:
         """The module whose ``run(config, progress, overrides)`` does the work."""
@@ -82,7 +88,8 @@ COMMANDS = (
     Command(
         "compile",
         "Compile the pruned network, the dense and the original one for the device.",
-        "A library with a plain C interface and the weights inside, checked against PyTorch on random input before it is saved (exit 10 if it differs).",
+        "A library with a plain C interface and the weights inside, checked against PyTorch on random input before it is saved (exit 10 if it differs). "
+        "For android-arm64 and linux-arm64: compile/<target>/runner, a static executable that needs nothing on the device.",
         ("probe/device.json", "pretrain/model.pt", "replace_ops/model.pt", "search_scheme/scheme.json", "search_pruner/weights.pt"),
         ("compile/host/model.so", "compile/host/dense.so", "compile/host/original.so", "compile/host/manifest.json", "compile/host/metrics.json"),
         "npas compile --target host",

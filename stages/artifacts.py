@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stages.config import TARGETS
 from stages.errors import ArtifactError, NpasError
 
 SCHEMAS = {  # file name -> schema; a reader refuses any other version
@@ -31,8 +32,8 @@ SCHEMAS = {  # file name -> schema; a reader refuses any other version
     "search_pruner/weights.pt": "npas-weights/1",
     "search_pruner/metrics.json": "npas-metrics/1",
     "search_pruner/race.json": "npas-race/1",
-    "compile/host/manifest.json": "npas-manifest/1",
-    "compile/host/metrics.json": "npas-metrics/1",
+    **{f"compile/{target}/manifest.json": "npas-manifest/1" for target in TARGETS},
+    **{f"compile/{target}/metrics.json": "npas-metrics/1" for target in TARGETS},
     "bench/latency.json": "npas-bench/1",
     "bench/metrics.json": "npas-metrics/1",
 }

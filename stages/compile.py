@@ -1,4 +1,7 @@
-"""npas compile: the pruned network, and beside it the dense and the original one, as shared libraries for the device. Reads the checkpoints and the scheme; writes compile/host/."""
+"""npas compile: the pruned network, and beside it the dense and the original one, for the device. Reads the checkpoints and the scheme; writes compile/<target>/.
+
+For this machine these are shared libraries; for 64-bit ARM one static executable, "runner", that holds all three and times them in turns, and libraries too where the NDK is at hand.
+"""
 
 from __future__ import annotations
 
@@ -16,39 +19,68 @@ if TYPE_CHECKING:
 
     from stages.tasks import Task
 
-FOLDER = Path("compile/host")
+NETWORKS = ("model", "dense", "original")
 
 
 def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -> dict[str, Any]:
-    """Compile and check all three networks, save libraries, manifest and metrics; returns the metrics. WrongOutput when one doesn't compute what PyTorch computes."""
+    """Compile and check all three networks, save libraries or executable, manifest and metrics; returns the metrics. WrongOutput when one doesn't compute what PyTorch computes."""
+    from stages.compiler import toolchain
     from stages.compiler.api import compile_model
+    from stages.compiler.target import CROSS
     from stages.schemes import Scheme
     from stages.tasks import load_network, make_task
 
     c, task = config.compile, make_task(config.task)
+    folder, cross = Path("compile") / c.target, c.target in CROSS
+    if cross:
+        toolchain.prepare(toolchain.STATIC, progress.say)
     scheme = Scheme.from_json(read_json("search_scheme/scheme.json"))
     networks = {
         "model": (_pruned(task), scheme),
         "dense": (load_network("replace_ops/model.pt", task), None),
         "original": (load_network("pretrain/model.pt", task), None),
     }
-    manifests = {}
+    target = f"{c.target}:{c.mcpu}" if c.mcpu else c.target
+    made = {}
     with bar(progress, "compiling", len(networks)):
         for name, (module, pruning) in networks.items():
-            compiled = compile_model(module, task.example(), pruning, c.target, c.threads, tolerance=c.tolerance)
-            compiled.save(FOLDER / f"{name}.so")
-            manifests[name] = compiled.manifest
-            progress.advance(
-                f"{name}.so: {compiled.manifest['macs'] / 1e6:.1f} million multiply-accumulates, largest error {compiled.manifest['max_abs_err']:.1e}"
-            )
-    made = manifests["model"]
+            made[name] = compile_model(module, task.example(), pruning, target, c.threads, tolerance=c.tolerance)
+            if not cross:
+                made[name].save(folder / f"{name}.so")
+            progress.advance(f"{name}: {_outcome(made[name].manifest)}")
+    counts = _save_cross(made, folder, progress) if cross else {}
+    manifest = made["model"].manifest
+    for note in manifest["notes"]:
+        progress.say(note)
     record = {"config": {"compile": plain(c)}} | ({"overrides": plain(overrides)} if overrides else {})
-    metrics = {key: made[key] for key in ("max_abs_err", "max_abs_output", "macs", "weights_bytes", "workspace_bytes")} | {
-        "macs_dense": manifests["dense"]["macs"]
-    }
-    write_json(FOLDER / "manifest.json", made | {"so_sha256": sha256(FOLDER / "model.so")} | record)
-    write_json(FOLDER / "metrics.json", metrics | ({"overrides": plain(overrides)} if overrides else {}))
+    metrics = (
+        {key: manifest[key] for key in ("max_abs_err", "max_abs_output", "macs", "weights_bytes", "workspace_bytes")}
+        | counts
+        | {"macs_dense": made["dense"].manifest["macs"]}
+    )
+    digest = {"runner_sha256": sha256(folder / "runner")} if cross else {"so_sha256": sha256(folder / "model.so")}
+    write_json(folder / "manifest.json", manifest | counts | digest | record)
+    write_json(folder / "metrics.json", metrics | ({"overrides": plain(overrides)} if overrides else {}))
     return metrics
+
+
+def _outcome(manifest: Mapping[str, Any]) -> str:
+    error = manifest["max_abs_err"]
+    return f"{manifest['macs'] / 1e6:.1f} million multiply-accumulates, " + ("not run" if error is None else f"largest error {error:.1e}")
+
+
+def _save_cross(made: Mapping[str, Any], folder: Path, progress: Progress) -> dict[str, int]:
+    """Write the executable, and the libraries where the NDK is; returns the instructions that an inference executes, where they can be counted."""
+    from stages.compiler import count, cross, toolchain
+
+    cross.write_runner(made, folder / "runner")
+    if toolchain.ndk():
+        for name, model in made.items():
+            model.save(folder / f"{name}.so")
+    if not count.available():
+        progress.say("Instructions were not counted: the package unicorn isn't installed. To have them counted: pip install 'npas[arm64]'.")
+        return {}
+    return {"insns_arm64": count.instructions(made["model"]), "insns_arm64_dense": count.instructions(made["dense"])}
 
 
 def _pruned(task: Task) -> nn.Module:

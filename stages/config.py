@@ -19,6 +19,8 @@ import yaml
 
 from stages.errors import UsageError
 
+TARGETS = ("host", "android-arm64", "linux-arm64")  # what npas compile makes code for; each has its folder compile/<target>/
+
 
 def tunable(default: Any, help: str, *, choices: tuple[str, ...] = (), low: float | None = None, high: float | None = None, duration: bool = False) -> Any:
     """A dataclass field with what the loader and --help need.
@@ -132,7 +134,8 @@ class SearchPruner:
 class Compile:
     """Compile the pruned network for the device."""
 
-    target: str = tunable("host", "host (this machine)", choices=("host",))
+    target: str = tunable("host", "host (this machine), or a 64-bit ARM device: a static executable", choices=TARGETS)
+    mcpu: str | None = tunable(None, "ARM processor to order instructions for, e.g. cortex-a55; null: generic")
     threads: int = tunable(1, "threads that the compiled network runs on", low=1, high=64)
     tolerance: float = tunable(0.001, "largest error against PyTorch, relative to the largest output", low=0)
 

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from stages.compiler import cache, emit
+from stages.compiler import cache, emit, toolchain
 from stages.compiler.arrange import arrange
 from stages.compiler.check import compare
+from stages.compiler.cross import CrossModel, notes
 from stages.compiler.fuse import fuse
 from stages.compiler.kernels.kernel import Kernel
 from stages.compiler.lower import lower
@@ -24,7 +25,7 @@ from stages.compiler.plan import layouts, plan
 from stages.compiler.select import select
 from stages.compiler.share import share
 from stages.compiler.shrink import shrink
-from stages.compiler.target import Target, resolve
+from stages.compiler.target import CROSS, HOST, Target, resolve
 from stages.errors import UsageError
 from stages.graph.layer import Graph
 from stages.graph.tracing import trace
@@ -53,7 +54,7 @@ def compile_model(
     """
     if not 1 <= threads <= MOST_THREADS:
         raise UsageError(f"Can't compile for {threads} threads.", f"Between 1 and {MOST_THREADS}.")
-    build = Build(*prepare(module, example, scheme, graph), resolve(target), threads)
+    build = Build(*prepare(module, example, scheme, graph), resolve(target), threads, target)
     model = build.link()
     return build.checked(model, module, tolerance) if check else model
 
@@ -69,8 +70,8 @@ def prepare(module: nn.Module, example: Tensor | tuple[Tensor, ...], scheme: Sch
 class Build:
     """A network on its way: everything but the manifest's measured error is known after construction."""
 
-    def __init__(self, graph: Graph, tensors: Mapping[str, np.ndarray], scheme: Scheme, target: Target, threads: int):
-        self.graph, self.target = graph, target
+    def __init__(self, graph: Graph, tensors: Mapping[str, np.ndarray], scheme: Scheme, target: Target, threads: int, name: str = HOST):
+        self.graph, self.target, self.name = graph, target, name.partition(":")[0]
         arranged = arrange(share(shrink(fuse(lower(graph, tensors, scheme))), target), target)
         self.program = arranged.program
         self.layouts = layouts(self.program, target, arranged.planes)
@@ -80,16 +81,23 @@ class Build:
         self.names, self.objects, _ = cache.objects(self.kernels, target)
 
     def link(self) -> CompiledModel:
-        """The library in a temporary folder that lives as long as the model; its manifest lacks the measured error."""
+        """The network to load or to save; its manifest lacks the measured error. A library lies in a temporary folder that lives as long as the model."""
+        parts = emit.parts(self.kernels, self.names, self.objects, self.plan, self.blob, self.places, self._manifest({}))
+        if self.name in CROSS:
+            return CrossModel(parts, self.name)
         folder = tempfile.TemporaryDirectory(prefix="npas-model-")
         path = Path(folder.name) / "model.so"
-        emit.link(self.kernels, self.names, self.objects, self.plan, self.blob, self.places, self._manifest({}), path)
+        emit.link_library(parts, toolchain.host(), path)
         return CompiledModel(path, keep=folder)
 
     def checked(self, model: CompiledModel, module: nn.Module, tolerance: float) -> CompiledModel:
-        """The same library with its measured error in the manifest; a new file, because the first one is loaded."""
-        error, largest = compare(model, module, tolerance)
-        measured = {"max_abs_err": float(f"{error:.3g}"), "max_abs_output": float(f"{largest:.6g}")}
+        """The same network with its measured error in the manifest; a library is a new file, because the first one is loaded."""
+        found = compare(model, module, tolerance)
+        if found is None:
+            return model
+        measured = {"max_abs_err": float(f"{found[0]:.3g}"), "max_abs_output": float(f"{found[1]:.6g}")}
+        if isinstance(model, CrossModel):
+            return CrossModel(model.parts.with_manifest(self._manifest(measured)), self.name)
         folder = tempfile.TemporaryDirectory(prefix="npas-model-")
         path = Path(folder.name) / "model.so"
         emit.replace_manifest(model.path, self._manifest({}), self._manifest(measured), path)
@@ -100,7 +108,7 @@ class Build:
         target = {**dataclasses.asdict(self.target), "threads": self.plan.threads}
         document = {
             "schema": "npas-manifest/1",
-            "target": {key: target[key] for key in ("triple", "mcpu", "isa", "threads")},
+            "target": {"name": self.name} | {key: target[key] for key in ("triple", "mcpu", "isa", "threads")},
             "tvm": cache.tvm_version(),
             "inputs": _ports(self.program.inputs, "input"),
             "outputs": _ports(self.program.outputs, "output"),
@@ -109,6 +117,7 @@ class Build:
             "max_abs_output": measured.get("max_abs_output"),
             "workspace_bytes": self.plan.total,
             "weights_bytes": len(self.blob),
+            "notes": notes(self.name) if self.name in CROSS else [],
             "macs_dense": self.graph.macs,
             "macs": sum(kernel.macs for kernel in self.kernels),
         }

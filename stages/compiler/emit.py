@@ -1,50 +1,94 @@
-"""From kernels and data to model.so: a table of steps in C, the runtime, kernel objects, weights by .incbin, one call of the linker. Equal inputs give equal bytes."""
+"""From kernels and data to one network's C source: a table of steps, the runtime, weights and manifest by .incbin; and its build to a shared library for this machine. Equal inputs give equal bytes."""
 
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from stages.compiler import toolchain
 from stages.compiler.kernels.kernel import Kernel
 from stages.compiler.plan import Plan
-from stages.errors import NpasError
 
+EXPORTED = ("npas_manifest", "npas_workspace_bytes", "npas_run", "npas_profile")  # the C interface, see runtime/npas_run.c
+_PRIVATE = ("npas_steps", "npas_step_count", "npas_weights", "npas_manifest_text", "npas_scratch_place", "npas_scratch_bytes")
 _RUNTIME = Path(__file__).parent / "runtime"
 OPERANDS = ("x", "e0", "e1", "e2", "w", "b", "ptr", "idx", "y", "s")  # as in kernels/tir.py and runtime/npas_run.c
-_EXPORTS = "{ global: npas_manifest; npas_workspace_bytes; npas_run; npas_profile; local: *; };\n"
+_LIBRARY_FLAGS = ("-O1", "-fPIC", "-fvisibility=default", "-shared", "-pthread", "-s", "-Wl,--build-id=none", "-Wl,--version-script=exports.map")
 
 
-def link(
-    kernels: Sequence[Kernel],
-    names: Sequence[str],
-    objects: Mapping[str, Path],
-    plan: Plan,
-    blob: bytes,
-    places: Sequence[Mapping[str, int]],
-    manifest: str,
-    path: Path,
-) -> None:
-    """Write the shared library ``path``. ``names`` are the kernels' symbols, ``objects`` their object files by symbol, ``places`` the offsets of their arrays in ``blob``."""
+@dataclass(frozen=True)
+class Parts:
+    """A network before the linker: rows of its table of steps, the kernels' symbols and object files by symbol, weights, manifest, and the workspace's plan."""
+
+    rows: tuple[str, ...]
+    objects: Mapping[str, Path]
+    blob: bytes
+    manifest: str
+    plan: Plan
+
+    def with_manifest(self, manifest: str) -> Parts:
+        """The same network with another manifest."""
+        return replace(self, manifest=manifest)
+
+    def write(self, folder: Path, prefix: str = "") -> list[str]:
+        """Write model.c and what it includes into ``folder``; returns the object files that belong to it. With ``prefix`` every global name of the network begins with it."""
+        (folder / "weights.bin").write_bytes(self.blob or b"\0")
+        (folder / "manifest.json").write_text(self.manifest, encoding="utf-8")
+        (folder / "exports.map").write_text(f"{{ global: {'; '.join(EXPORTED)}; local: *; }};\n", encoding="utf-8")
+        for source in _RUNTIME.glob("*.c"):
+            shutil.copyfile(source, folder / source.name)
+        (folder / "model.c").write_text(self._source(prefix), encoding="utf-8")
+        return [str(self.objects[name].resolve()) for name in sorted(self.objects)]
+
+    def _source(self, prefix: str) -> str:
+        declarations = [
+            f"extern void {n}(const void *, const void *, const void *, const void *, const void *, const void *, const void *, const void *, void *, void *, int32_t, int32_t);"
+            for n in sorted(self.objects)
+        ]
+        return "\n".join(
+            [
+                *(f"#define {name} {prefix}{name}" for name in (*EXPORTED, *_PRIVATE) if prefix),
+                f"#define NPAS_MOST_THREADS {self.plan.threads}",
+                '#include "npas_run.c"',
+                *declarations,
+                "const npas_step npas_steps[] = {",
+                *self.rows,
+                "};",
+                f"const unsigned npas_step_count = {len(self.rows)};",
+                _embedded(f"{prefix}npas_weights", "weights.bin"),
+                _embedded(f"{prefix}npas_manifest_text", "manifest.json"),
+                "extern const char npas_manifest_text[];",
+                "const char *npas_manifest(void) { return npas_manifest_text; }",
+                f"const size_t npas_scratch_place = {self.plan.size}, npas_scratch_bytes = {self.plan.scratch};",
+                f"size_t npas_workspace_bytes(void) {{ return {max(self.plan.total, 64)}; }}",
+                "",
+            ]
+        )
+
+
+def parts(
+    kernels: Sequence[Kernel], names: Sequence[str], objects: Mapping[str, Path], plan: Plan, blob: bytes, places: Sequence[Mapping[str, int]], manifest: str
+) -> Parts:
+    """The network made of ``kernels``. ``names`` are their symbols, ``objects`` the object files by symbol, ``places`` the offsets of their arrays in ``blob``."""
+    rows = tuple(_row(kernel, name, plan, where) for kernel, name, where in zip(kernels, names, places, strict=True))
+    return Parts(rows, objects, blob, manifest, plan)
+
+
+def link_library(network: Parts, compiler: Sequence[str], path: Path) -> None:
+    """Write the shared library ``path``, which exports the C interface; ``compiler`` decides for which system."""
     with tempfile.TemporaryDirectory(prefix="npas-link-") as folder:
         work = Path(folder)
-        rows = [_row(kernel, name, plan, where) for kernel, name, where in zip(kernels, names, places, strict=True)]
-        (work / "weights.bin").write_bytes(blob or b"\0")
-        (work / "manifest.json").write_text(manifest, encoding="utf-8")
-        (work / "exports.map").write_text(_EXPORTS, encoding="utf-8")
-        for source in _RUNTIME.glob("*.c"):
-            shutil.copyfile(source, work / source.name)
-        (work / "model.c").write_text(_source(sorted(set(names)), rows, plan), encoding="utf-8")
-        _run_linker(work, [str(objects[name].resolve()) for name in sorted(objects)])
+        objects = network.write(work)
+        toolchain.run([*compiler, *_LIBRARY_FLAGS, "model.c", *objects, "-o", "model.so"], work)
         shutil.move(work / "model.so", path)
 
 
-def replace_manifest(library: Path, old: str, new: str, path: Path) -> None:
-    """Write ``library`` to ``path`` with another manifest of the same length, so that what was measured on the library can stand in it without linking again."""
-    content, before, after = library.read_bytes(), old.encode(), new.encode()
+def replace_manifest(binary: Path, old: str, new: str, path: Path) -> None:
+    """Write ``binary`` to ``path`` with another manifest of the same length, so that what was measured on it can stand in it without linking again."""
+    content, before, after = binary.read_bytes(), old.encode(), new.encode()
     assert len(before) == len(after) and content.count(before) == 1
     path.write_bytes(content.replace(before, after))
 
@@ -73,44 +117,3 @@ def _place(value: str, plan: Plan) -> str:
 
 def _embedded(symbol: str, file: str) -> str:
     return f'__asm__(".section .rodata\\n.balign 64\\n.globl {symbol}\\n{symbol}:\\n.incbin \\"{file}\\"\\n.byte 0\\n.previous\\n");'
-
-
-def _source(names: Sequence[str], rows: Sequence[str], plan: Plan) -> str:
-    declarations = [
-        f"extern void {n}(const void *, const void *, const void *, const void *, const void *, const void *, const void *, const void *, void *, void *, int32_t, int32_t);"
-        for n in names
-    ]
-    return "\n".join(
-        [
-            f"#define NPAS_MOST_THREADS {plan.threads}",
-            '#include "npas_run.c"',
-            *declarations,
-            "const npas_step npas_steps[] = {",
-            *rows,
-            "};",
-            f"const unsigned npas_step_count = {len(rows)};",
-            _embedded("npas_weights", "weights.bin"),
-            _embedded("npas_manifest_text", "manifest.json"),
-            "extern const char npas_manifest_text[];",
-            "const char *npas_manifest(void) { return npas_manifest_text; }",
-            f"const size_t npas_scratch_place = {plan.size}, npas_scratch_bytes = {plan.scratch};",
-            f"size_t npas_workspace_bytes(void) {{ return {max(plan.total, 64)}; }}",
-            "",
-        ]
-    )
-
-
-def linker() -> list[str]:
-    """The C compiler that links: cc, or the one of the ziglang package."""
-    found = shutil.which("cc")
-    return [found] if found else [sys.executable, "-m", "ziglang", "cc"]
-
-
-def _run_linker(work: Path, objects: Sequence[str]) -> None:
-    flags = ["-O1", "-fPIC", "-fvisibility=default", "-shared", "-pthread", "-s", "-Wl,--build-id=none", "-Wl,--version-script=exports.map"]
-    done = subprocess.run([*linker(), *flags, "model.c", *objects, "-o", "model.so"], cwd=work, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        raise NpasError(
-            f"The linker '{' '.join(linker())}' failed: {lines[-1] if lines else 'no message'}", "Install a C compiler (cc), or the ziglang package."
-        )

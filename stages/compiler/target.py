@@ -1,4 +1,4 @@
-"""What the compiler must know of a processor: vector width, registers, the name LLVM has for it. Imports errors only."""
+"""What the compiler must know of a processor: vector width, registers, the name LLVM has for it. Imports config and errors only."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ import platform
 from dataclasses import dataclass
 from functools import cache
 
+from stages.config import TARGETS
 from stages.errors import UsageError
+
+HOST, *CROSS = TARGETS
+BASELINE = "generic"
+# Processors whose order of instructions can be asked for, and the features of theirs that Armv8.0 lacks: code that uses one would stop on an older phone (SIGILL).
+_NEWER = ("-lse", "-rdm", "-crc", "-fullfp16", "-dotprod", "-rcpc")
+_BEYOND_ARMV8_0 = {"generic": (), "cortex-a53": (), "cortex-a55": _NEWER, "cortex-a76": _NEWER}
 
 
 @dataclass(frozen=True)
@@ -14,7 +21,7 @@ class Target:
     """A processor as code generation sees it.
 
     ``lanes`` are floats per widest vector; ``narrow`` are the vector widths (in floats) that a kernel may choose from, widest first; ``registers`` is how many vector registers there are;
-    ``fused_narrow`` says that half-width vectors also reach the peak of multiply-adds (processors that split the widest vectors in two).
+    ``fused_narrow`` says that half-width vectors also reach the peak of multiply-adds (processors that split the widest vectors in two). ``features`` are turned on (+) or off (-) beside those of ``mcpu``.
     """
 
     triple: str
@@ -24,18 +31,28 @@ class Target:
     narrow: tuple[int, ...]
     registers: int
     fused_narrow: bool = False
+    features: tuple[str, ...] = ()
 
     def tvm(self) -> dict[str, object]:
         """The target as TVM wants it: a dict, never a string."""
-        features = ["+neon"] if self.isa == "neon" else []
-        return {"kind": "llvm", "mtriple": self.triple, "mcpu": self.mcpu, **({"mattr": features} if features else {})}
+        return {"kind": "llvm", "mtriple": self.triple, "mcpu": self.mcpu, **({"mattr": list(self.features)} if self.features else {})}
 
 
 def resolve(name: str) -> Target:
-    """The target called ``name``: "host" is the processor that runs this. UsageError for any other name or an unknown architecture."""
-    if name != "host":
-        raise UsageError(f"Unknown compilation target '{name}'.", "Known: host.")
+    """The target called ``name``: "host" is the processor that runs this; the others may name one to schedule for, as in "android-arm64:cortex-a55". UsageError for any other name."""
+    kind, _, mcpu = name.partition(":")
+    if kind in CROSS:
+        return arm64(mcpu or BASELINE)
+    if name != HOST:
+        raise UsageError(f"Unknown compilation target '{name}'.", f"Known: {', '.join(TARGETS)}.")
     return _host()
+
+
+def arm64(mcpu: str) -> Target:
+    """Code for every 64-bit ARM processor (Armv8.0 with NEON), instructions ordered for ``mcpu``. UsageError for a processor that isn't known."""
+    if mcpu not in _BEYOND_ARMV8_0:
+        raise UsageError(f"Unknown 64-bit ARM processor '{mcpu}'.", f"Known: {', '.join(_BEYOND_ARMV8_0)}.")
+    return Target("aarch64-unknown-linux-gnu", mcpu, "neon", 4, (4,), 32, features=("+neon", *_BEYOND_ARMV8_0[mcpu]))
 
 
 @cache
@@ -44,7 +61,7 @@ def _host() -> Target:
     if machine in ("x86_64", "amd64"):
         return _x86(_cpu_flags())
     if machine in ("aarch64", "arm64"):
-        return Target("aarch64-unknown-linux-gnu", "generic", "neon", 4, (4,), 32)
+        return arm64(BASELINE)
     raise UsageError(f"npas can't generate code for this machine's architecture '{machine}'.", "Supported: x86-64 with AVX2 or AVX-512, and 64-bit ARM.")
 
 

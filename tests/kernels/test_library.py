@@ -135,8 +135,8 @@ def test_the_library_runs_by_its_c_interface_alone(module: nn.Module, tmp_path: 
 
 
 def test_zig_links_where_no_cc_is_installed(module: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stages.compiler import emit
+    from stages.compiler import toolchain
 
-    monkeypatch.setattr(emit, "linker", lambda: [sys.executable, "-m", "ziglang", "cc"])
+    monkeypatch.setattr(toolchain, "host", lambda: [sys.executable, "-m", "ziglang", "cc"])
     model = compile_model(module, torch.zeros(SHAPE), check=False)
     assert_equal(model, module, inputs(*SHAPE))

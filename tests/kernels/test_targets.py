@@ -20,7 +20,7 @@ from stages.schemes import Scheme, prune_, uniform_scheme
 
 SHAPE = (1, 3, 18, 22)
 AVX2 = target.Target("x86_64-unknown-linux-gnu", "haswell", "avx2", 8, (8, 4), 16)
-NEON = target.Target("aarch64-unknown-linux-gnu", "generic", "neon", 4, (4,), 32)
+NEON = target.resolve("android-arm64")
 
 
 @pytest.mark.skipif(target.resolve("host").isa == "neon", reason="runs x86 code")
@@ -62,6 +62,12 @@ def test_x86_processors_are_told_apart() -> None:
         target._x86(cpuinfo("sse4_2"))
 
 
-def test_an_unknown_target_is_an_error() -> None:
-    with pytest.raises(UsageError, match="toaster"):
-        target.resolve("toaster")
+@pytest.mark.parametrize("name", ["toaster", "host:cortex-a55", "android-arm64:toaster"])
+def test_an_unknown_target_is_an_error(name: str) -> None:
+    with pytest.raises(UsageError, match="toaster|host:cortex-a55"):
+        target.resolve(name)
+
+
+def test_arm_processors_share_an_instruction_set_and_differ_in_order() -> None:
+    assert target.resolve("linux-arm64") == target.resolve("android-arm64") == target.resolve("android-arm64:generic")
+    assert "-dotprod" in target.resolve("android-arm64:cortex-a55").tvm()["mattr"]

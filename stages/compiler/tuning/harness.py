@@ -17,8 +17,8 @@ from types import TracebackType
 import numpy as np
 
 from stages.artifacts import cache_dir
-from stages.compiler import cache
-from stages.compiler.emit import OPERANDS, linker
+from stages.compiler import cache, toolchain
+from stages.compiler.emit import OPERANDS
 from stages.compiler.kernels.kernel import Kernel, Placed
 from stages.compiler.pack import pack
 from stages.compiler.target import Target
@@ -107,7 +107,7 @@ def _build(folder: Path, placed: Placed, kernels: Sequence[Kernel], names: Seque
     ]  # fmt: skip
     (folder / "table.h").write_text("\n".join(table) + "\n", encoding="utf-8")
     shutil.copyfile(_SOURCE, folder / _SOURCE.name)
-    command = [*linker(), "-O1", "harness.c", *(str(path.resolve()) for path in objects.values()), "-lm", "-o", "harness"]
+    command = [*toolchain.host(), "-O1", "harness.c", *(str(path.resolve()) for path in objects.values()), "-lm", "-o", "harness"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         raise NpasError(
