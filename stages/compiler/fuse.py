@@ -70,6 +70,8 @@ def _merged(host: Step, step: Step) -> Step | None:
 def _scaled(step: Step, attrs: Any) -> Step:
     """Weights and bias of a convolution followed by a scale and a shift per channel, folded in double precision."""
     assert step.weight is not None and step.bias is not None
-    weight = step.weight.astype(np.float64) * attrs["scale"][:, None, None, None]
+    weight = np.empty_like(step.weight)
+    for filter_, scale in enumerate(attrs["scale"]):  # one by one: twice a large layer's weights needn't be in memory
+        weight[filter_] = step.weight[filter_].astype(np.float64) * scale
     bias = step.bias.astype(np.float64) * attrs["scale"] + attrs["shift"]
-    return replace(step, weight=weight.astype(np.float32), bias=bias.astype(np.float32))
+    return replace(step, weight=weight, bias=bias.astype(np.float32))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kernel_kit import Fire, assert_equal, check, inputs, randomised
+from kernel_kit import Fire, assert_equal, calibrated, check, inputs, randomised
 from torch import Tensor, nn
 
 from stages.compiler import CompiledModel, compile_model
@@ -186,20 +187,43 @@ def test_mobilenet_v2() -> None:
     assert sparse.manifest["macs"] < 0.45 * dense.manifest["macs"]
 
 
-@pytest.mark.full
-@pytest.mark.parametrize(
-    "name",
-    [
-        "resnet18",
-        "efficientnet_b0",
-        "mobilenet_v3_large",
-        "shufflenet_v2_x1_0",
-        "densenet121",
-        "squeezenet1_1",
-        "resnext50_32x4d",
-        "regnet_y_400mf",
-        "mnasnet1_0",
-    ],
-)
+NETWORKS = (
+    "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_b1", "efficientnet_v2_s", "googlenet", "inception_v3", "mnasnet0_5", "mnasnet1_0",
+    "mobilenet_v3_large", "mobilenet_v3_small", "regnet_x_400mf", "regnet_y_400mf", "resnet18", "resnet50", "resnext50_32x4d", "shufflenet_v2_x1_0", "squeezenet1_0", "squeezenet1_1",
+    "vgg16", "vgg16_bn",
+)  # fmt: skip
+QUICK = ("googlenet", "mobilenet_v3_small", "shufflenet_v2_x1_0")  # concatenations, gates, shuffles
+LOSSY = 1e-3  # of the largest output: Winograd's F(4) and F(6), one layer after another
+
+
+def network(name: str, size: int) -> nn.Module:
+    from stages.tasks.vision import torchvision
+
+    extra = {"init_weights": True, "aux_logits": False} if name in ("googlenet", "inception_v3") else {}
+    return calibrated(torchvision.models.get_model(name, weights=None, **extra), 1, 3, size, size)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.full) for name in NETWORKS])
 def test_torchvision_networks(name: str) -> None:
-    dense_and_sparse(name)
+    size = 96 if name == "inception_v3" else 64
+    module, x, other = network(name, size), inputs(1, 3, size, size), inputs(1, 3, size, size, seed=2)
+    graph = trace(module, x)
+    model = compile_model(module, x, graph=graph)
+    assert_equal(model, module, x, tolerance=LOSSY)
+    first, second = model(x.numpy())[0], model(other.numpy())[0]
+    assert np.abs(first - second).max() > 0.01 * np.abs(first).max()  # else equal outputs would prove nothing
+    scheme = uniform_scheme(graph, "block-punched", 3.0, 16)
+    prune_(module, scheme)
+    assert_equal(compile_model(module, x, scheme, graph=graph), module, x, tolerance=LOSSY)
+
+
+@pytest.mark.parametrize("name", ["googlenet", "squeezenet1_1"])
+def test_concatenations_are_written_in_place(name: str) -> None:
+    kernels = compile_model(network(name, 64), inputs(1, 3, 64, 64), check=False).manifest["kernels"]
+    assert not [k["layer"] for k in kernels if k["kernel"] == "copy"]
+
+
+@pytest.mark.full
+def test_the_concatenations_of_densenet_need_no_copies() -> None:
+    kernels = compile_model(network("densenet121", 64), inputs(1, 3, 64, 64), check=False).manifest["kernels"]
+    assert len(kernels) < 200 and not [k["layer"] for k in kernels if k["kernel"] == "copy"]
