@@ -1,6 +1,6 @@
 """Winograd against the direct sum, layer by layer: the 3x3 convolutions with stride 1 of vgg16 and resnet18 at 224x224.
 
-Each layer runs as the gather kernel (dense) and as F(2x2), F(4x4) and F(6x6) with the blocking that the cost model picks, in interleaved rounds on one core. From call to call the weights
+Each layer runs as the gather kernel (dense) and as F(2x2), F(4x2), F(4x4) and F(6x6) with the blocking that the cost model picks, in interleaved rounds on one core. From call to call the weights
 come from another copy, so that they are as cold as in a large network. GF are direct multiply-adds, counted as two, per second: above the processor's peak is what Winograd saves.
 "model" is the cost model's time over the measured one at the peak's clock; "err" is the largest error against float64 for outputs of rms about 1.
 
@@ -122,7 +122,7 @@ def contestants(of: Layer, target: Target, folder: Path) -> dict[str, tuple[Runn
     found = {"direct": (Runner(direct, of, target, folder), winograd.direct(of.placed.step.weight, (n, h, w), target))}
     for m in TRANSFORM:
         cycles, shape = choose((n, h, w), channels, filters, target, (m,))
-        found[f"F({m}x{m})"] = (Runner(winograd.kernel(of.placed, shape, ""), of, target, folder), cycles)
+        found[winograd.label(shape)] = (Runner(winograd.kernel(of.placed, shape, ""), of, target, folder), cycles)
     return found
 
 
@@ -138,7 +138,7 @@ def measure(sizes: Sequence[int], target: Target, rounds: int) -> list[dict[str,
                 if index:  # the first round warms up
                     samples[name].append(seconds)
         chosen = winograd.build(of.placed, DENSE, target)
-        pick = "direct" if chosen is None else f"F({chosen.spec.shape.blocking.m}x{chosen.spec.shape.blocking.m})"
+        pick = "direct" if chosen is None else winograd.label(chosen.spec.shape)
         reference = min(samples["direct"])
         clock = runs["direct"][1] / reference  # the model's clock: that at which it is right for the direct sum
         return [

@@ -12,7 +12,10 @@ from benchmarks.peers.catalog import Engine
 from benchmarks.peers.contest import SPINNING, Entry
 
 OWN = ("npas", "npas-pruned")
-RATIOS = (("median", "medians"), ("min", "minimums"), ("cpu_median", "medians of CPU time"))  # CPU time means nothing on several threads: they spin
+RATIOS = {
+    "": (("median", "medians"), ("min", "minimums")),
+    "cpu_": (("cpu_median", "medians"), ("cpu_min", "minimums")),
+}  # by what is timed: elapsed or CPU time
 BUSY = 0.1  # cores used by others, above which the table says so
 
 
@@ -31,12 +34,12 @@ def statistics_of(entry: Entry) -> dict[str, Any]:
 
 
 def ratios(rows: dict[str, dict[str, Any]], own: str) -> dict[str, Any]:
-    """``own`` against the fastest peer: {"best": name by median, "median": r, "min": r, "cpu_median": r}; {} where either side is missing."""
+    """``own`` against the fastest peer: {"best": name by median, "median": r, "min": r, "cpu_median": r, "cpu_min": r}; {} where either side is missing."""
     peers = {name: row for name, row in rows.items() if name not in OWN and usable(row)}
     if not peers or not usable(rows.get(own, {})):
         return {}
     found: dict[str, Any] = {"best": min(peers, key=lambda name: peers[name]["median_ms"])}
-    for key in ("median_ms", "min_ms", "cpu_median_ms"):
+    for key in ("median_ms", "min_ms", "cpu_median_ms", "cpu_min_ms"):
         found[key.removesuffix("_ms")] = rows[own][key] / min(row[key] for row in peers.values())
     return found
 
@@ -70,41 +73,53 @@ class Report:
         return json.dumps(document, indent=1) + "\n"
 
     def markdown(self) -> str:
-        """One table for each thread count, then what went wrong."""
-        return "\n".join([self._heading(), *(self._table(threads) for threads in self.results), *self._notes()])
+        """One table for each thread count, then what went wrong. One thread's CPU time has a table of its own where other processes took the processor away.
+
+        On several threads it means nothing: they spin.
+        """
+        tables = []
+        for threads in self.results:
+            tables.append(self._table(threads, ""))
+            if threads == 1 and self._disturbed(threads):
+                tables.append(self._table(threads, "cpu_"))
+        return "\n".join([self._heading(), *tables, *self._notes()])
+
+    def _disturbed(self, threads: int) -> dict[str, float]:
+        return {network: others for network, others in self.others[threads].items() if others > BUSY}
 
     def _heading(self) -> str:
         m = self.machine
         return (
             f"{m['processor']}, {m['cores']} cores; fp32, batch 1, 224x224, random weights with calibrated batch norms. Medians in milliseconds, interleaved rounds"
-            f" ({m['rounds']} rounds of {m['runs']} runs). Every output was compared with PyTorch's.\n"
+            f" ({m['rounds']} rounds of {m['runs']} runs), the best of the other engines bold. Every output was compared with PyTorch's.\n"
         )
 
-    def _table(self, threads: int) -> str:
-        networks = self.results[threads]
+    def _table(self, threads: int, kind: str) -> str:
+        """``kind`` is "" for elapsed time, "cpu_" for CPU time."""
+        key, networks = f"{kind}median_ms", self.results[threads]
         lines = [
-            f"### {threads} thread{'s' if threads > 1 else ''}\n",
+            f"### {threads} thread{'s' if threads > 1 else ''}{', CPU time' if kind else ''}\n",
             "| engine | " + " | ".join(networks) + " |",
             "|---" + "|---:" * len(networks) + "|",
         ]
-        best = {network: min((r["median_ms"] for name, r in rows.items() if name not in OWN and usable(r)), default=None) for network, rows in networks.items()}
+        best = {network: min((r[key] for name, r in rows.items() if name not in OWN and usable(r)), default=None) for network, rows in networks.items()}
         for engine in self.engines:
             rows = [networks[network].get(engine.name) for network in networks]
             if not any(rows):
                 continue
             version = next((r["version"] for r in rows if r and r.get("version")), "")
             title = f"{engine.title} {version}".strip() if engine.is_peer else f"**{engine.title}**"
-            lines.append(f"| {title} | " + " | ".join(_cell(row, best[network]) for network, row in zip(networks, rows, strict=True)) + " |")
+            lines.append(f"| {title} | " + " | ".join(_cell(row, key, best[network]) for network, row in zip(networks, rows, strict=True)) + " |")
         for own, label in zip(OWN, ("dense", "pruned"), strict=True):
             found = [ratios(rows, own) for rows in networks.values()]
             if any(found):
-                for key, word in RATIOS if threads == 1 else RATIOS[:2]:
-                    cells = [f"{r[key]:.2f}" if r else "–" for r in found]
+                for ratio, word in RATIOS[kind]:
+                    cells = [f"{r[ratio]:.2f}" if r else "–" for r in found]
                     lines.append(f"| npas {label} / best engine ({word}) | " + " | ".join(cells) + " |")
         if any(self.rates[n] > 1 for n in networks) and any("npas-pruned" in rows for rows in networks.values()):
             lines.append("| pruning rate | " + " | ".join(f"{self.rates[n]:g}x" for n in networks) + " |")
-        disturbed = {network: others for network, others in self.others[threads].items() if others > BUSY}
-        if disturbed:
+        disturbed = self._disturbed(threads)
+        if disturbed and not kind:
             lines.append("\nThe machine was busy: meanwhile other processes used " + ", ".join(f"{o:.1f} cores ({n})" for n, o in disturbed.items()) + ".")
         return "\n".join(lines) + "\n"
 
@@ -128,10 +143,10 @@ def _remarks(row: dict[str, Any]) -> list[str]:
     return remarks
 
 
-def _cell(row: dict[str, Any] | None, best: float | None) -> str:
+def _cell(row: dict[str, Any] | None, key: str, best: float | None) -> str:
     if row is None:
         return "–"
     if not usable(row):
         return row["failed"].partition(":")[0] if row["failed"].startswith("not installed") else "failed"
-    text = f"{row['median_ms']:.1f}" if row["median_ms"] >= 10 else f"{row['median_ms']:.2f}"
-    return f"**{text}**" if row["median_ms"] == best else text
+    text = f"{row[key]:.1f}" if row[key] >= 10 else f"{row[key]:.2f}"
+    return f"**{text}**" if row[key] == best else text

@@ -134,7 +134,7 @@ def test_statistics_and_ratios_by_hand():
         "dead": statistics_of(entry("dead", [0.1], failed="died of signal 6")),
     }
     assert (rows["a"]["median_ms"], rows["a"]["min_ms"], rows["a"]["runs"]) == (4.0, 2.0, 3)
-    assert ratios(rows, "npas") == {"best": "a", "median": 3 / 4, "min": 2 / 1, "cpu_median": 3 / 4}
+    assert ratios(rows, "npas") == {"best": "a", "median": 3 / 4, "min": 2 / 1, "cpu_median": 3 / 4, "cpu_min": 2 / 1}
     assert ratios(rows, "npas-pruned") == {}
     assert ratios({"npas": rows["npas"]}, "npas") == {}
 
@@ -159,6 +159,7 @@ def test_tables_show_wins_losses_and_reasons():
     assert "| pruning rate | 8.2x | 5.3x |" in text
     assert "- B: not installed: no wheel (vgg16 on 1, resnet18 on 1)." in text
     assert "other processes used 0.8 cores (resnet18)" in text
+    assert "### 1 thread, CPU time" in text  # because of those
     kept = json.loads(report.json())
     assert kept["npas_over_best"]["1"]["resnet18"]["npas"]["median"] == 1.5
     assert kept["results"]["1"]["resnet18"]["npas-pruned"]["failed"] == "boom"
