@@ -14,7 +14,6 @@ import ctypes
 import json
 import os
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
@@ -24,8 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stages.compiler import select
-from stages.compiler.emit import linker
+from stages.compiler import select, toolchain
 from stages.compiler.ir import Layout, Step, round_up
 from stages.compiler.kernels import gather, tir, winograd
 from stages.compiler.kernels.kernel import Kernel, Placed
@@ -83,7 +81,7 @@ class Runner:
     def __init__(self, kernel: Kernel, of: Layer, target: Target, folder: Path):
         name = f"k{len(list(folder.iterdir()))}"
         tir.write_object(select.emit(kernel, name, target), target.tvm(), folder / f"{name}.o")
-        subprocess.run([*linker(), "-shared", "-o", f"{name}.so", f"{name}.o"], cwd=folder, check=True)
+        toolchain.run([*toolchain.host(), "-shared", "-o", f"{name}.so", f"{name}.o"], folder)
         self.call = getattr(ctypes.CDLL(str(folder / f"{name}.so")), name)
         self.kernel, self.layer = kernel, of
         self.y, self.scratch = aligned(of.placed.output.size), aligned(kernel.scratch // 4)

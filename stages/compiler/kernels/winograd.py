@@ -1,7 +1,7 @@
-"""Dense 3x3 convolutions with stride 1 by Winograd's method F(m x m, 3 x 3), m = 2, 4 or 6: 2.25 to 5 times fewer multiplications than the direct sum.
+"""Dense 3x3 convolutions with stride 1 by Winograd's method F(m x n, 3 x 3) with m, n = 2, 4 or 6: 2.25 to 5 times fewer multiplications than the direct sum.
 
-A block of tiles (m x m results each, (m + 2)^2 inputs) at a time: transformed inputs V and products Q stay in the thread's scratch memory, small enough for the second-level cache.
-For each of the (m + 2)^2 places t of the transform domain a matrix product Q[t] = V[t] U[t]; U, the transformed weights, is made in double precision at compile time.
+A block of tiles (m x n results each, (m + 2)(n + 2) inputs) at a time: transformed inputs V and products Q stay in the thread's scratch memory, small enough for the second-level cache.
+For each of the (m + 2)(n + 2) places t of the transform domain a matrix product Q[t] = V[t] U[t]; U, the transformed weights, is made in double precision at compile time.
 Lavin and Gray, "Fast algorithms for convolutional neural networks", 2016.
 
 Scratch: V[t][block of ``lanes`` input channels][tile][lane], Q[t][vector of filters][tile][lane], constants. Weights: U[block of filters][t][input channel][filter of the block].
@@ -56,12 +56,12 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     kept = direct(step.weight, (n, h, w), target)
     if cost >= kept:
         return None
-    m = shape.blocking.m
+    name = label(shape)
     if np.count_nonzero(step.weight) == step.weight.size:
-        return kernel(placed, shape, f"{scheme.label}: Winograd F({m}x{m}), expected to be {kept / cost:.1f}x as fast as the direct sum")
+        return kernel(placed, shape, f"{scheme.label}: Winograd {name}, expected to be {kept / cost:.1f}x as fast as the direct sum")
     dense = direct(np.ones_like(step.weight), (n, h, w), target)
     saved = f"the mask saves less ({dense / kept:.1f}x) than Winograd does ({dense / cost:.1f}x)"
-    return kernel(placed, shape, f"{scheme.label}: runs dense by Winograd F({m}x{m}), since {saved}")
+    return kernel(placed, shape, f"{scheme.label}: runs dense by Winograd {name}, since {saved}")
 
 
 def choices(placed: Placed, target: Target) -> list[tuple[float, Choice]]:
@@ -77,8 +77,8 @@ def chosen(placed: Placed, scheme: LayerScheme, target: Target, choice: Choice) 
     """The kernel with one of ``choices``."""
     assert placed.step.weight is not None
     (n, filters, h, w), channels = placed.output.shape, placed.step.weight.shape[1]
-    shape = Shape((n, h, w), channels, filters, Blocking(choice.m, choice.tiles, choice.lanes, choice.vectors))
-    return kernel(placed, shape, f"{scheme.label}: Winograd F({choice.m}x{choice.m}), measured to be the fastest")
+    shape = Shape((n, h, w), channels, filters, Blocking(choice.rows, choice.cols, choice.tiles, choice.lanes, choice.vectors))
+    return kernel(placed, shape, f"{scheme.label}: Winograd {label(shape)}, measured to be the fastest")
 
 
 def _takes(placed: Placed) -> bool:
@@ -92,7 +92,12 @@ def _takes(placed: Placed) -> bool:
 def _choice(shape: Shape) -> Choice:
     """Of blocks that are larger than the image, the one that just covers it stands for all."""
     b = shape.blocking
-    return Choice(b.m, min(b.tiles, shape.tiles), b.lanes, b.vectors)
+    return Choice(b.rows, b.cols, min(b.tiles, shape.tiles), b.lanes, b.vectors)
+
+
+def label(shape: Shape) -> str:
+    """E.g. "F(4x4)"."""
+    return f"F({shape.blocking.m[0]}x{shape.blocking.m[1]})"
 
 
 def kernel(placed: Placed, shape: Shape, reason: str) -> Kernel:
@@ -103,7 +108,7 @@ def kernel(placed: Placed, shape: Shape, reason: str) -> Kernel:
     origin = source.origin - padding[0] * source.row - padding[1] * source.pitch
     further = tuple(e.view if mode == "full" else (0, e.image, 0, 0) for e, mode in zip(placed.inputs[1:], placed.modes, strict=True))
     spec = Spec(shape, (origin, source.image, source.row, source.pitch), out, further, step.epilogue)
-    tile = f"F({shape.blocking.m}x{shape.blocking.m}) {shape.most} tiles x {shape.wide} channels"
+    tile = f"{label(shape)} {shape.most} tiles x {shape.wide} channels"
     macs = step.weight.size * out.shape[0] * out.shape[2] * out.shape[3]
     return Kernel("winograd", spec, step, pack(step.weight, step.bias, shape), tile, macs, reason, shape.units, shape.scratch, _choice(shape))
 

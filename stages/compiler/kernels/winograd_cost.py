@@ -17,8 +17,8 @@ from stages.compiler.kernels.winograd_shape import Blocking, Shape, panel
 from stages.compiler.target import Target
 from stages.compiler.tiles import cycles
 
-TRANSFORM = {2: 65.0, 4: 170.0, 6: 480.0}  # cycles per tile and vector (widest lanes), of the inputs as of the results
-PREFERENCE = {2: 1.0, 4: 1.08, 6: 1.16}  # larger tiles cost precision and memory for weights: they must pay by that much
+TRANSFORM = {(2, 2): 65.0, (4, 2): 105.0, (4, 4): 170.0, (6, 6): 480.0}  # cycles per tile and vector (widest lanes), of the inputs as of the results
+PREFERENCE = {(2, 2): 1.0, (4, 2): 1.04, (4, 4): 1.08, (6, 6): 1.16}  # larger tiles cost precision and memory for weights: they must pay by that much
 SUMS = 2.0  # cycles per vector of sums: set to zero, stored
 PANEL = 15.0  # cycles per panel: addresses, loops
 MEMORY = 9.0  # bytes per cycle of weights from main memory, read in order
@@ -28,7 +28,9 @@ SCRATCH = 8 << 20  # bytes that a thread may use
 IDLE = 0.3  # of a unit's time, what a few threads lose on average because the last ones wait
 
 
-def choose(dims: tuple[int, int, int], channels: int, filters: int, target: Target, sizes: tuple[int, ...] = tuple(TRANSFORM)) -> tuple[float, Shape]:
+def choose(
+    dims: tuple[int, int, int], channels: int, filters: int, target: Target, sizes: tuple[tuple[int, int], ...] = tuple(TRANSFORM)
+) -> tuple[float, Shape]:
     """(cycles, the cheapest Shape with tiles of one of the ``sizes``)."""
     wanted = [s for s in options(dims, channels, filters, target) if s.blocking.m in sizes]
     best = min(wanted, key=lambda s: estimate(s, target) * PREFERENCE[s.blocking.m] * (1 + IDLE / s.units))
@@ -50,7 +52,7 @@ def _blockings(filters: int, target: Target) -> Iterator[Blocking]:
             if lanes * (vectors - 1) < filters or lanes == target.narrow[-1] and vectors == 1:
                 for panels in (1, 2, 4):
                     for m in TRANSFORM:
-                        yield Blocking(m, panels * panel(vectors, target), lanes, vectors)
+                        yield Blocking(*m, panels * panel(vectors, target), lanes, vectors)
 
 
 def estimate(shape: Shape, target: Target) -> float:

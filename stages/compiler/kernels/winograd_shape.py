@@ -12,12 +12,18 @@ from stages.compiler.target import Target
 
 @dataclass(frozen=True)
 class Blocking:
-    """How the work is divided: tiles of ``m`` x ``m`` results, at most ``tiles`` of them a block; ``vectors`` vectors of ``lanes`` filters a block."""
+    """How the work is divided: tiles of ``rows`` x ``cols`` results, at most ``tiles`` of them a block; ``vectors`` vectors of ``lanes`` filters a block."""
 
-    m: int
+    rows: int
+    cols: int
     tiles: int
     lanes: int
     vectors: int
+
+    @property
+    def m(self) -> tuple[int, int]:
+        """(rows, columns) of a tile's results."""
+        return (self.rows, self.cols)
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class Shape:
     def grid(self) -> tuple[int, int, int]:
         """(images, rows, columns) of tiles."""
         m = self.blocking.m
-        return (self.dims[0], -(-self.dims[1] // m), -(-self.dims[2] // m))
+        return (self.dims[0], -(-self.dims[1] // m[0]), -(-self.dims[2] // m[1]))
 
     @property
     def tiles(self) -> int:
@@ -46,7 +52,7 @@ class Shape:
     @property
     def places(self) -> int:
         """Points of the transform domain."""
-        return (self.blocking.m + 2) ** 2
+        return (self.blocking.m[0] + 2) * (self.blocking.m[1] + 2)
 
     @property
     def tile_blocks(self) -> list[tuple[int, int, int]]:

@@ -15,35 +15,36 @@ from stages.compiler.target import Target
 
 def transform_input(o: Any, shape: Shape, x: View, tile: Any, slot: Any, target: Target) -> None:
     """All channels of tile number ``tile`` into place ``slot`` of V. What lies beyond the frame counts as zero and isn't read."""
-    m, lanes, size = shape.blocking.m, shape.blocking.lanes, shape.blocking.m + 2
+    (m_rows, m_cols), lanes = shape.blocking.m, shape.blocking.lanes
+    rows, cols = m_rows + 2, m_cols + 2
     image, row, col = _position(shape, tile)
-    source = T.Bind(x[0] + image * x[1] + row * (m * x[2]) + col * (m * x[3]))
+    source = T.Bind(x[0] + image * x[1] + row * (m_rows * x[2]) + col * (m_cols * x[3]))
 
     def vector(height: int, width: Any, channel: Any, v: Any, wide: int) -> None:
         """``wide`` channels; ``height`` x ``width`` of the tile's inputs exist."""
         combine = combiner(o, shape, wide)
 
         def index(i: Any, j: Any) -> Any:
-            return tir.at(v + (i * size + j) * shape.v_pitch, wide)
+            return tir.at(v + (i * cols + j) * shape.v_pitch, wide)
 
         def keep(values: Sequence[Any], index: Callable[[int], Any]) -> None:
             for k, value in enumerate(values):
                 T.buffer_store(o.s, tir.splat(0, wide) if value is None else value, [index(k)])
 
         def column(j: Any) -> list[Any]:
-            return [T.Bind(o.x[tir.at(source + channel + (i * x[2] + j * x[3]), wide)]) if i < height else None for i in range(size)]
+            return [T.Bind(o.x[tir.at(source + channel + (i * x[2] + j * x[3]), wide)]) if i < height else None for i in range(rows)]
 
-        if staged(m, target):
+        if staged(shape, target):
             with T.serial(0, width) as j:
-                keep(input_transform(m, column(j), combine), lambda i: index(i, j))
-            with T.serial(width, size) as j:
-                keep([None] * size, lambda i: index(i, j))
-            with T.serial(0, size) as i:
-                keep(input_transform(m, [T.Bind(o.s[index(i, j)]) for j in range(size)], combine), lambda j: index(i, j))
+                keep(input_transform(m_rows, column(j), combine), lambda i: index(i, j))
+            with T.serial(width, cols) as j:
+                keep([None] * rows, lambda i: index(i, j))
+            with T.serial(0, rows) as i:
+                keep(input_transform(m_cols, [T.Bind(o.s[index(i, j)]) for j in range(cols)], combine), lambda j: index(i, j))
         else:
-            columns = [input_transform(m, column(j) if j < width else [None] * size, combine) for j in range(size)]
-            for i in range(size):
-                keep(input_transform(m, [c[i] for c in columns], combine), lambda j, i=i: index(i, j))  # type: ignore[misc]
+            columns = [input_transform(m_rows, column(j) if j < width else [None] * rows, combine) for j in range(cols)]
+            for i in range(rows):
+                keep(input_transform(m_cols, [c[i] for c in columns], combine), lambda j, i=i: index(i, j))  # type: ignore[misc]
 
     def channels(height: int, width: Any) -> None:
         whole, rest = divmod(round_up(shape.channels, target.narrow[-1]), lanes)
@@ -53,7 +54,7 @@ def transform_input(o: Any, shape: Shape, x: View, tile: Any, slot: Any, target:
         for start, wide in tir.widths(rest, target.narrow):
             vector(height + TAPS - 1, width + TAPS - 1, whole * lanes + start, (whole * shape.most + slot) * lanes + start, wide)
 
-    if staged(m, target):
+    if staged(shape, target):
         _by_size(shape, 1, row, lambda height: channels(height, _size(shape, 2, col)))
     else:
         _by_size(shape, 1, row, lambda height: _by_size(shape, 2, col, lambda width: channels(height, width)))
@@ -61,7 +62,8 @@ def transform_input(o: Any, shape: Shape, x: View, tile: Any, slot: Any, target:
 
 def transform_output(o: Any, shape: Shape, made: tuple[View, tuple[View, ...], Epilogue], filters: Any, tile: Any, slot: Any, target: Target) -> None:
     """One block of filters of tile number ``tile`` from place ``slot`` of Q: bias, epilogue, store. ``made``: views of the result and of the further operands, epilogue."""
-    m, lanes, size = shape.blocking.m, shape.blocking.lanes, shape.blocking.m + 2
+    (m_rows, m_cols), lanes = shape.blocking.m, shape.blocking.lanes
+    rows, cols = m_rows + 2, m_cols + 2
     image, row, col = _position(shape, tile)
     view, extras, items = made
     late = epilogue.costly(items)
@@ -72,26 +74,26 @@ def transform_output(o: Any, shape: Shape, made: tuple[View, tuple[View, ...], E
         bias = T.Bind(o.b[tir.at(channel, wide)])
 
         def index(i: Any, j: Any) -> Any:
-            return tir.at(q + (i * size + j) * shape.q_pitch, wide)
+            return tir.at(q + (i * cols + j) * shape.q_pitch, wide)
 
         def column(j: Any) -> list[Any]:
-            return output_transform(m, [T.Bind(o.s[index(i, j)]) for i in range(size)], combine)
+            return output_transform(m_rows, [T.Bind(o.s[index(i, j)]) for i in range(rows)], combine)
 
         def place(i: Any, j: Any) -> epilogue.Place:
-            return epilogue.Place((image, row * m + i, col * m + j), channel, wide)
+            return epilogue.Place((image, row * m_rows + i, col * m_cols + j), channel, wide)
 
         def finish(i: Any, products: Sequence[Any]) -> None:
-            for j, value in enumerate(output_transform(m, products, combine)[:width]):
+            for j, value in enumerate(output_transform(m_cols, products, combine)[:width]):
                 epilogue.finish(o, value + bias, () if late else items, place(i, j), view, extras)
 
-        if staged(m, target):
-            with T.serial(0, size) as j:
+        if staged(shape, target):
+            with T.serial(0, cols) as j:
                 for i, value in enumerate(column(j)):
                     T.buffer_store(o.s, value, [index(i, j)])
             with T.serial(0, height) as i:
-                finish(i, [T.Bind(o.s[index(i, j)]) for j in range(size)])
+                finish(i, [T.Bind(o.s[index(i, j)]) for j in range(cols)])
         else:
-            columns = [column(j) for j in range(size)]
+            columns = [column(j) for j in range(cols)]
             for i in range(height):
                 finish(i, [c[i] for c in columns])
         if late:  # the results are still in the first-level cache
@@ -110,15 +112,15 @@ def transform_output(o: Any, shape: Shape, made: tuple[View, tuple[View, ...], E
                 for start, wide in tir.widths(rest, target.narrow):
                     vector(height, width, T.int32(whole * lanes + start), T.Bind(q + whole % vectors * (shape.most * lanes) + start), wide)
 
-    if staged(m, target):
+    if staged(shape, target):
         _by_size(shape, 2, col, lambda width: channels(_size(shape, 1, row), width))
     else:
         _by_size(shape, 1, row, lambda height: _by_size(shape, 2, col, lambda width: channels(height, width)))
 
 
-def staged(m: int, target: Target) -> bool:
+def staged(shape: Shape, target: Target) -> bool:
     """Whether a tile is too large for the registers: then its columns are transformed in one loop and its rows in another, in place in scratch memory."""
-    return (m + 2) ** 2 > 1.25 * target.registers
+    return shape.places > 1.25 * target.registers
 
 
 def store_constants(o: Any, shape: Shape) -> None:
@@ -159,13 +161,13 @@ def _position(shape: Shape, tile: Any) -> tuple[Any, Any, Any]:
 
 def _size(shape: Shape, axis: int, index: Any) -> Any:
     """How many results the tiles of this row or column of the grid have along ``axis``, at run time."""
-    m = shape.blocking.m
+    m = shape.blocking.m[axis - 1]
     return T.Bind(tirx.min(shape.dims[axis] - index * m, m))
 
 
 def _by_size(shape: Shape, axis: int, index: Any, body: Callable[[int], None]) -> None:
     """``body(results along the axis)``: code of its own for the last row or column of tiles where it sticks out."""
-    m, tiles = shape.blocking.m, shape.grid[axis]
+    m, tiles = shape.blocking.m[axis - 1], shape.grid[axis]
     left = shape.dims[axis] - (tiles - 1) * m
     if left == m or tiles == 1:
         body(left)

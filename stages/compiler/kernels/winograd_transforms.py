@@ -1,4 +1,4 @@
-"""The transforms of Winograd convolution F(m x m, 3 x 3), exact, by the Cook-Toom construction. Imports numpy only.
+"""The one-dimensional transforms of Winograd convolution F(m, 3), exact, by the Cook-Toom construction. Imports numpy only.
 
 m + 2 points (the last at infinity) turn a correlation of m + 2 inputs with 3 weights into m + 2 products: Y = A^T [(G g) * (B^T d)], applied to rows and columns (Lavin and Gray, "Fast
 algorithms for convolutional neural networks", 2016; the construction by polynomial products: Blahut, "Fast algorithms for signal processing", chapter 5). The points besides 0 come in pairs
@@ -56,10 +56,10 @@ def _polynomial(roots: Sequence[Fraction], size: int) -> tuple[Fraction, ...]:
     return tuple(found) + (Fraction(0),) * (size - len(found))
 
 
-def weight_transform(m: int) -> np.ndarray:
-    """The matrix ((m + 2)^2, 9) that takes the nine weights of a kernel to G g G^T, in double precision."""
-    g = np.array([[float(x) for x in row] for row in matrices(m)[1]])
-    return np.kron(g, g)
+def weight_transform(m: tuple[int, int]) -> np.ndarray:
+    """The matrix (points, 9) that takes the nine weights of a kernel to G g G^T for tiles of ``m`` = (rows, columns), in double precision."""
+    rows, cols = (np.array([[float(x) for x in row] for row in matrices(size)[1]]) for size in m)
+    return np.kron(rows, cols)
 
 
 Combine = Callable[[Sequence[tuple[float, Any]]], Any]
@@ -97,13 +97,14 @@ def output_transform(m: int, products: Sequence[Any], combine: Combine) -> list[
 
 
 @cache
-def constants(m: int) -> tuple[float, ...]:
-    """The factors other than 1 and -1 that the two transforms multiply by, without their signs."""
+def constants(m: tuple[int, int]) -> tuple[float, ...]:
+    """The factors other than 1 and -1 that the transforms of rows and columns multiply by, without their signs."""
     found: set[float] = set()
 
     def combine(terms: Sequence[tuple[float, Any]]) -> None:
         found.update(abs(factor) for factor, _ in terms)
 
-    input_transform(m, [None] * (m + 2), combine)
-    output_transform(m, [None] * (m + 2), combine)
+    for size in m:
+        input_transform(size, [None] * (size + 2), combine)
+        output_transform(size, [None] * (size + 2), combine)
     return tuple(sorted(found - {1.0}))
