@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from stages.compiler.kernels.pool import runs
 from stages.compiler.kernels.units import channel_blocks, split
+from stages.errors import UnsupportedOperator
 
 few = settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
@@ -73,6 +76,8 @@ POOLS = [
     nn.AdaptiveAvgPool2d(1),
     nn.AdaptiveAvgPool2d((3, 2)),
     nn.AdaptiveAvgPool2d((None, 1)),
+    nn.AdaptiveMaxPool2d(1),
+    nn.AdaptiveMaxPool2d((3, 2)),
 ]
 
 
@@ -159,3 +164,145 @@ def test_tiles_and_blocks_cover_everything_once() -> None:
             first + b * lanes * v + k for first, count, lanes, v in channel_blocks(total, (16, 8, 4), 4) for b in range(count) for k in range(lanes * v)
         ]
         assert channels == list(range(total))
+
+
+class LayerScale(nn.Module):
+    """ConvNeXt's gamma in both places in which it is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(12, 12)
+        self.planes, self.last = nn.Parameter(torch.linspace(0.5, 1.5, 12)[:, None, None]), nn.Parameter(torch.linspace(-1, 1, 12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x.permute(0, 2, 3, 1))
+        return x + (y * self.last).permute(0, 3, 1, 2) + self.planes * y.permute(0, 3, 1, 2)
+
+
+def test_layer_scale() -> None:
+    check(randomised(LayerScale()), (2, 12, 6, 7))
+
+
+class Function(nn.Module):
+    """A function of the input and of some modules."""
+
+    def __init__(self, function: Callable[..., Tensor | tuple[Tensor, ...]], *parts: nn.Module):
+        super().__init__()
+        self.function, self.parts = function, nn.ModuleList(parts)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        return self.function(x, *self.parts)
+
+
+F = nn.functional
+VIEWS: dict[str, nn.Module] = {
+    "permute": Function(lambda x: x.permute(0, 2, 3, 1) * 2),
+    "permute and back": Function(lambda x: (x.permute(0, 2, 3, 1) * 2).permute(0, 3, 1, 2)),
+    "linear, channels last": Function(lambda x, a: a(x.permute(0, 2, 3, 1)), nn.Linear(12, 5)),
+    "linear over columns": Function(lambda x, a: a(x), nn.Linear(7, 5)),
+    "linear of a permuted, flattened image": Function(lambda x, a: a(x.permute(0, 2, 3, 1).flatten(1)), nn.Linear(12 * 42, 5)),
+    "layer norm, channels last": Function(lambda x, a: a(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), nn.LayerNorm(12)),
+    "layer norm over columns": Function(lambda x, a: a(x), nn.LayerNorm(7)),
+    "tokens": Function(lambda x, a, b, c: c(b(F.gelu(a(x.flatten(2).transpose(1, 2))))).mean(1), nn.Linear(12, 9), nn.LayerNorm(9), nn.Linear(9, 4)),
+    "softmax over each dimension": Function(lambda x: (x.softmax(1), x.softmax(-1), x.softmax(2))),
+    "along the batch": Function(lambda x: torch.cat([x, x[1:] * 2], 0)),
+    "concat of flattened tensors": Function(lambda x: torch.cat([x.flatten(1), x.mean((2, 3))], 1)),
+    "single channels": Function(lambda x: torch.cat([x[:, 0].unsqueeze(1) * 2 + 1, x[:, 3].unsqueeze(1)], 1)),
+    "channel shuffle": Function(lambda x, a: a(x) * 2, nn.ChannelShuffle(3)),
+    "nearest upsampling": Function(lambda x: (F.interpolate(x, scale_factor=2), F.interpolate(x, size=(12, 21)))),
+    "pad of any dimension": Function(lambda x: (F.pad(x, (1, 2, 0, 3), value=0.5), F.pad(x.permute(0, 2, 3, 1), (1, 1)))),
+    "any shape as output": Function(
+        lambda x: (x.reshape(2, 3, 4, 42), x.reshape(2, 12 * 42), x.permute(1, 0, 2, 3), x.reshape(24, 42), x.reshape(2, 3, 2, 2, 42))
+    ),
+    "product with the transposed": Function(lambda x: x[..., :6] * x[..., :6].permute(0, 1, 3, 2)),
+    "depthwise with several filters a channel": Function(lambda x, a: a(x), nn.Conv2d(12, 36, 5, padding=2, groups=12)),
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_views_of_every_kind(name: str) -> None:
+    check(randomised(VIEWS[name]), (2, 12, 6, 7))
+
+
+def test_permutations_between_pixelwise_layers_move_nothing() -> None:
+    model = check(
+        randomised(
+            Function(lambda x, a, b, c: x + c(F.gelu(b(a(x.permute(0, 2, 3, 1))))).permute(0, 3, 1, 2), nn.LayerNorm(12), nn.Linear(12, 48), nn.Linear(48, 12))
+        ),
+        (1, 12, 6, 7),
+    )
+    assert [k["kernel"] for k in model.manifest["kernels"]] == ["boundary", "layer_norm", "gather", "gather", "boundary"]
+
+
+def test_what_cant_be_compiled_is_named_with_its_layer() -> None:
+    with pytest.raises(UnsupportedOperator, match=r"mul of shapes \(2, 12, 6, 7\) and \(2, 1, 6, 7\)"):
+        check(randomised(Function(lambda x, a: x * torch.sigmoid(a(x)), nn.Conv2d(12, 1, 1))), (2, 12, 6, 7))
+
+
+def _conv(inner: int, outer: int, kernel: int = 1, groups: int = 1) -> nn.Module:
+    return nn.Conv2d(inner, outer, kernel, padding=kernel // 2, groups=groups)
+
+
+def _dense(x: Tensor, *parts: nn.Module) -> Tensor:
+    found = [parts[0](x)]
+    for part in parts[1:-1]:
+        found.append(part(F.relu(torch.cat(found, 1))))
+    return parts[-1](torch.cat(found, 1))
+
+
+def _shuffle_units(x: Tensor, first: nn.Module, unit: nn.Module, last: nn.Module) -> Tensor:
+    x = first(x)
+    for _ in range(2):
+        kept, other = x.chunk(2, 1)
+        x = torch.cat([kept, F.relu(unit(other))], 1)
+        n, c, h, w = x.shape
+        x = x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+    return last(x)
+
+
+def _twice(x: Tensor, first: nn.Module, last: nn.Module) -> Tensor:
+    y = first(x)
+    return last(torch.cat([y, y], 1))
+
+
+# name -> (network, copies that remain)
+SHARED: dict[str, tuple[nn.Module, int]] = {
+    "two parts": (Function(lambda x, a, b, c: c(torch.cat([a(x), b(x)], 1)), _conv(12, 16), _conv(12, 8, 3), _conv(24, 8, 3)), 0),
+    "a part that ends within a vector": (Function(lambda x, a, b, c: c(torch.cat([a(x), b(x)], 1)), _conv(12, 15), _conv(12, 7, 3), _conv(22, 8, 3)), 2),
+    "only the last part ends within a vector": (Function(lambda x, a, b, c: c(torch.cat([a(x), b(x)], 1)), _conv(12, 16), _conv(12, 7, 3), _conv(23, 8, 3)), 0),
+    "with the network's input": (Function(lambda x, a, b, c: c(torch.cat([a(x), x, b(x)], 1)), _conv(12, 16), _conv(12, 8, 3), _conv(36, 8, 3)), 0),
+    "one part twice": (Function(_twice, _conv(12, 16), _conv(32, 8, 3)), 1),
+    "the network's output": (Function(lambda x, a, b: torch.cat([a(x), b(x)], 1), _conv(12, 16), _conv(12, 8, 3)), 0),
+    "slices anywhere": (Function(lambda x, a, b: b(F.relu(a(x)[:, 3:12]) + x[:, 3:]), _conv(12, 16), _conv(9, 5, 3)), 0),
+    "a slice that is pooled": (Function(lambda x, a, b: b(F.max_pool2d(a(x)[:, 5:12], 2)), _conv(12, 16), _conv(7, 5, 3)), 0),
+    "halves": (Function(lambda x, a, b, c, d: d(torch.cat([b(a(x)[:, :8]), c(a(x)[:, 8:])], 1)), _conv(12, 16), _conv(8, 8, 3, 8), _conv(8, 8, 5, 8), _conv(16, 5, 3)), 0),
+    "dense block": (Function(_dense, _conv(12, 16), _conv(16, 8, 3), _conv(24, 8, 3), _conv(32, 8, 3), _conv(40, 4)), 0),
+    "shuffle units": (Function(_shuffle_units, _conv(12, 20), _conv(10, 10, 3), _conv(20, 4, 3)), 4),
+    "concatenation of concatenations": (
+        Function(lambda x, a, b, c: c(torch.cat([torch.cat([a(x), b(x)], 1), torch.cat([b(x), a(x)], 1)], 1)), _conv(12, 16), _conv(12, 8, 3), _conv(48, 8, 3)), 0,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_concatenations_and_slices(name: str) -> None:
+    network, copies = SHARED[name]
+    model = check(randomised(network), (2, 12, 6, 7), tolerance=1e-4)
+    assert sum(k["kernel"] == "copy" for k in model.manifest["kernels"]) == copies
+
+
+class TwoConcats(nn.Module):
+    """One value that two concatenations want at two places beside different neighbours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = _conv(12, 16), _conv(16, 8, 3), _conv(16, 8, 3), _conv(24, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.d(torch.cat([y, self.b(y)], 1)) + self.d(torch.cat([y, self.c(y)], 1))
+
+
+def test_a_value_that_two_concatenations_want_is_copied_once() -> None:
+    model = check(randomised(TwoConcats()), (2, 12, 6, 7), tolerance=1e-4)
+    assert sum(k["kernel"] == "copy" for k in model.manifest["kernels"]) == 1
