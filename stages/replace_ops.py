@@ -37,7 +37,7 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
             return {split: task.evaluate(network, split) for split in ("val", "test")}
 
     folder = state_dir("replace_ops", state_key(config.task, c, config.probe.device, sha256("pretrain/model.pt")))
-    slow, fast = latencies([original, module], example, config.probe.device, folder, progress)
+    slow, fast = latencies([original, module], example, config.probe.device, folder, progress, config.compile.threads)
     reached = {"before": accuracy(original), "untuned": accuracy(module)}
     settings: dict[str, Any] = {"lr": c.lr, "weight_decay": c.weight_decay, "seed": config.task.seed, "teacher": original, "distill": c.distill}
     epochs, checkpoint = c.epochs if replacements else 0, folder / "checkpoint.pt"
@@ -58,7 +58,7 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
     return metrics
 
 
-def latencies(modules: Sequence[nn.Module], example: Tensor, device: str, folder: Path, progress: Progress) -> list[float]:
+def latencies(modules: Sequence[nn.Module], example: Tensor, device: str, folder: Path, progress: Progress, threads: int = 1) -> list[float]:
     """Median ms of each network, compiled into ``folder`` and timed in interleaved rounds on ``device``; ``progress`` hears what speaks against the times."""
     import numpy as np
 
@@ -68,8 +68,8 @@ def latencies(modules: Sequence[nn.Module], example: Tensor, device: str, folder
     files = [folder / f"{number}.so" for number in range(len(modules))]
     try:
         for module, file in zip(modules, files, strict=True):
-            compile_model(module, example).save(file)
-        measured = open_device(device).measure(files, [np.ascontiguousarray(example.numpy())], TimingProtocol(runs=50))
+            compile_model(module, example, threads=threads).save(file)
+        measured = open_device(device).measure(files, [np.ascontiguousarray(example.numpy())], TimingProtocol(runs=50, threads=threads))
     finally:
         for file in files:
             file.unlink(missing_ok=True)

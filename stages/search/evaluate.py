@@ -52,7 +52,7 @@ def open_evaluator(config: Config, task: Task, network: nn.Module, space: Scheme
 
     The dense network is measured once, before any training, and journalled: a search that is continued keeps its budget.
     """
-    c, (measuring, training) = config.search_scheme, share_cores(config.search_scheme.train_threads)
+    c, (measuring, training) = config.search_scheme, share_cores(config.search_scheme.train_threads, config.compile.threads)
     with Worker(serve_latency, config, c.runs, cpus=measuring) as worker:
         dense_ms = journal.note("dense_ms")
         if dense_ms is None:
@@ -97,7 +97,8 @@ def serve_latency(config: Config, runs: int) -> Handler:
     example, device = task.example(), open_device(config.probe.device)
     folder = tempfile.TemporaryDirectory(prefix="npas-search-")
     inputs, dense, candidate = [example.numpy()], Path(folder.name, "dense.so"), Path(folder.name, "candidate.so")
-    compile_model(network, example, graph=graph).save(dense)
+    threads = config.compile.threads  # the budget is for the network as it will be compiled
+    compile_model(network, example, threads=threads, graph=graph).save(dense)
 
     def answer(request: Any) -> Any:
         assert folder  # lives as long as this function
@@ -106,11 +107,11 @@ def serve_latency(config: Config, runs: int) -> Handler:
         scheme, runs, limit = request
         module = copy.deepcopy(network)
         prune_(module, scheme)
-        compile_model(module, example, scheme, graph=graph).save(candidate)
+        compile_model(module, example, scheme, threads=threads, graph=graph).save(candidate)
         return compare([candidate, dense], runs, limit)
 
     def sample(models: list[Path], runs: int) -> np.ndarray:
-        measured = measure_steadily(device, models, inputs, TimingProtocol(runs=runs, warmup_seconds=WARM_UP), Silent())
+        measured = measure_steadily(device, models, inputs, TimingProtocol(runs=runs, warmup_seconds=WARM_UP, threads=threads), Silent())
         if not measured.valid:
             raise InvalidMeasurement(f"Never measured validly: {'; '.join(measured.reasons)}.", "Stop other programs, or let the machine cool.")
         return np.array(measured.samples_ms)
@@ -131,11 +132,11 @@ def relative(rounds: list[np.ndarray]) -> tuple[float, float, float, float]:
     return found["ratio"], found["ci95"][0], found["ci95"][1], float(np.median(dense))
 
 
-def share_cores(train_threads: int) -> tuple[set[int], set[int]]:
-    """Cores for (measuring and compiling, training): the last one and the others; no split when too few are left for ``train_threads``."""
-    cores = os.sched_getaffinity(0)
-    rest = cores - {max(cores)}
-    return ({max(cores)}, rest) if len(rest) >= train_threads else (cores, cores)
+def share_cores(train_threads: int, threads: int = 1) -> tuple[set[int], set[int]]:
+    """Cores for (measuring and compiling, training): the last ``threads`` and the others; no split when too few are left for ``train_threads``."""
+    cores = sorted(os.sched_getaffinity(0))
+    measuring, rest = set(cores[-threads:]), set(cores[:-threads])
+    return (measuring, rest) if len(rest) >= train_threads else (set(cores), set(cores))
 
 
 @contextmanager
