@@ -20,6 +20,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -37,6 +38,7 @@ from benchmarks.peers.job import Job
 from benchmarks.peers.table import Report
 
 SEED = 0
+STARTED = time.monotonic()
 T = TypeVar("T")
 
 
@@ -46,37 +48,39 @@ def main() -> int:
     cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
     options.out.mkdir(parents=True, exist_ok=True)
-    for old in options.out.glob("*.log"):
+    logs = cache / "logs"
+    logs.mkdir(exist_ok=True)
+    for old in logs.glob("*.log"):
         old.unlink()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that workers are ended on the way out
     pythons: dict[str, Path | str] = {"": Path(sys.executable)}
     for name, environment in used(options.engines).items():
         say(f"environment: {name}")
-        pythons[name] = attempt(partial(interpreter, name, environment, cache, options.out / "install.log"))
-    to_onnx = partial(finish, pythons["onnx"], options.out)
+        pythons[name] = attempt(partial(interpreter, name, environment, cache, logs / "install.log"))
+    to_onnx = partial(finish, pythons["onnx"], logs)
     report = Report(machine(options), options.engines, networks.NETWORKS)
     for network in options.models:
         say(f"{network}: exporting")
         source = attempt(partial(networks.source, network, SEED, cache / "models", to_onnx))
         for threads in options.threads:
             with tempfile.TemporaryDirectory(prefix="npas-engines-") as scratch:
-                report.add(threads, network, *race(network, threads, source, Path(scratch), pythons, options))
+                report.add(threads, network, *race(network, threads, source, Path(scratch), pythons, logs, options))
             (options.out / "engines.json").write_text(report.json())
             (options.out / "engines.md").write_text(report.markdown())
-    say("")
+    say(f"Written to {options.out}; what installers, converters and engines said is in {logs}.\n")
     print(report.markdown())
     return 0
 
 
 def race(
-    network: str, threads: int, source: Path | str, scratch: Path, pythons: dict[str, Path | str], options: argparse.Namespace
+    network: str, threads: int, source: Path | str, scratch: Path, pythons: dict[str, Path | str], logs: Path, options: argparse.Namespace
 ) -> tuple[dict[str, Entry], float]:
     """Prepare every engine and time those that are ready; the results of all, and the cores that other processes used meanwhile."""
     entries: dict[str, Entry] = {}
     starts: dict[str, Callable[[], Worker]] = {}
     for engine in options.engines:
         say(f"{network}, threads {threads}: preparing {engine.name}")
-        ready = attempt(partial(prepare, engine, network, threads, source, scratch, pythons, options.out))
+        ready = attempt(partial(prepare, engine, network, threads, source, scratch, pythons, logs))
         if isinstance(ready, str):
             entries[engine.name] = Entry(engine.name, failed=ready)
         else:
@@ -85,14 +89,14 @@ def race(
     return entries | timed, others
 
 
-def finish(python: Path | str, out: Path, folder: Path) -> None:
+def finish(python: Path | str, logs: Path, folder: Path) -> None:
     """Add network.onnx to a new source folder. Raises Unavailable."""
     if isinstance(python, str):
         raise Unavailable(python)
-    convert(str(python), Job("onnx_export", "", SEED, str(folder), str(folder)), out / "onnx.log")
+    convert(str(python), Job("onnx_export", "", SEED, str(folder), str(folder)), logs / "onnx.log")
 
 
-def prepare(engine: Engine, network: str, threads: int, source: Path | str, scratch: Path, pythons: dict[str, Path | str], out: Path) -> Callable[[], Worker]:
+def prepare(engine: Engine, network: str, threads: int, source: Path | str, scratch: Path, pythons: dict[str, Path | str], logs: Path) -> Callable[[], Worker]:
     """Convert the network for ``engine`` unless that was done before; returns what starts its worker. Raises Unavailable."""
     python = pythons[engine.environment]
     for needed in (python, source):
@@ -101,7 +105,7 @@ def prepare(engine: Engine, network: str, threads: int, source: Path | str, scra
     assert isinstance(source, Path)
     folder = scratch / engine.name if engine.fresh or not engine.converts else source.parent / engine.name
     job = Job(engine.adapter, network, SEED, str(source), str(folder), threads, networks.NETWORKS[network] if engine.pruned else 1.0)
-    log = out / f"{engine.name}.log"
+    log = logs / f"{engine.name}.log"
     if engine.converts and not folder.is_dir():
         temporary = Path(tempfile.mkdtemp(prefix=f".{engine.name}-", dir=folder.parent))
         try:
@@ -153,7 +157,7 @@ def say(text: str) -> None:
     if sys.stderr.isatty():
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
     elif text and not text.rpartition(": ")[2].startswith("round"):
-        print(text, file=sys.stderr, flush=True)
+        print(f"{time.monotonic() - STARTED:6.0f} s  {text}", file=sys.stderr, flush=True)
 
 
 def parse() -> argparse.Namespace:
@@ -166,7 +170,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", default="1,2", help="thread counts, comma-separated")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--runs", type=int, default=3, help="timed runs of an engine in each round")
-    parser.add_argument("--out", type=Path, default=Path("engines-results"), help="folder for engines.json, engines.md and the engines' logs")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).resolve().parent / "results", help="folder for engines.json and engines.md (default: benchmarks/results)"
+    )
     options = parser.parse_args()
     for given, known in ((options.models, networks.NETWORKS), (options.engines, names)):
         unknown = set(given.split(",")) - set(known)

@@ -1,6 +1,6 @@
 """Winograd against the direct sum, layer by layer: the 3x3 convolutions with stride 1 of vgg16 and resnet18 at 224x224.
 
-Each layer runs as the gather kernel (dense) and as F(2x2), F(4x2), F(4x4) and F(6x6) with the blocking that the cost model picks, in interleaved rounds on one core. From call to call the weights
+Each layer runs as the gather kernel (dense) and as F(2x2), F(4x2), F(4x4), F(5x5) and F(6x6) with the blocking that the cost model picks, in interleaved rounds on one core. From call to call the weights
 come from another copy, so that they are as cold as in a large network. GF are direct multiply-adds, counted as two, per second: above the processor's peak is what Winograd saves.
 "model" is the cost model's time over the measured one at the peak's clock; "err" is the largest error against float64 for outputs of rms about 1.
 

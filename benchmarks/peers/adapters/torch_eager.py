@@ -12,7 +12,7 @@ import torch
 from benchmarks.peers import networks
 from benchmarks.peers.job import Job, Session
 
-ROUNDS = 10  # of both layouts, to choose
+ROUNDS = 4  # of both layouts, to choose
 
 
 def load(job: Job) -> Session:
