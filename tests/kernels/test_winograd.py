@@ -32,7 +32,7 @@ HOST = target.resolve("host")
 few = settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 
 
-@pytest.mark.parametrize("m", [2, 4, 6])
+@pytest.mark.parametrize("m", [2, 3, 4, 5, 6])
 def test_the_transforms_are_exact(m: int) -> None:
     a, g, b = matrices(m)
     for k in range(m):
@@ -41,7 +41,7 @@ def test_the_transforms_are_exact(m: int) -> None:
                 assert sum(a[k][t] * g[t][j] * b[t][i] for t in range(m + 2)) == (i == j + k)
 
 
-@pytest.mark.parametrize("m", [2, 4, 6])
+@pytest.mark.parametrize("m", [2, 3, 4, 5, 6])
 @given(data=st.data())
 def test_the_factorised_transforms_convolve_integers_exactly(m: int, data: st.DataObject) -> None:
     number = st.integers(-100, 100)
@@ -149,14 +149,14 @@ def _unplaced(flat: np.ndarray, layout: Layout) -> np.ndarray:
     return found
 
 
-SIZES = [(2, 2), (4, 2), (2, 4), (4, 4), (6, 6)]
-TOLERANCE = {2: 2e-5, 4: 2e-4, 6: 4e-4}  # absolute; results are of the order of 1
+SIZES = [(2, 2), (4, 2), (2, 5), (4, 4), (5, 5), (6, 6)]
+TOLERANCE = {2: 2e-5, 3: 1e-4, 4: 2e-4, 5: 4e-4, 6: 4e-4}  # absolute; results are of the order of 1
 
 
 @few
 @given(data=st.data())
 def test_any_shape_and_blocking(data: st.DataObject, tmp_path: Path) -> None:
-    m = (data.draw(st.sampled_from([2, 4, 6])), data.draw(st.sampled_from([2, 4, 6])))
+    m = (data.draw(st.integers(2, 6)), data.draw(st.integers(2, 6)))
     padding = (data.draw(st.integers(0, 2)), data.draw(st.integers(0, 2)))
     shape = (data.draw(st.integers(1, 3)), data.draw(st.integers(1, 40)), data.draw(st.integers(3, 19)), data.draw(st.integers(3, 19)))
     epilogue = data.draw(st.sampled_from([(), (("relu",),), (("add", 0), ("relu",)), (("silu",),), (("hardswish",), ("add", 0))]))
@@ -176,7 +176,9 @@ def test_parts_at_the_same_time_equal_one_call(m: tuple[int, int], tmp_path: Pat
     np.testing.assert_array_equal(once, case.run(kernel, tmp_path, parts=kernel.units))
 
 
-@pytest.mark.parametrize(("m", "largest", "rms"), [((2, 2), 1e-5, 1e-6), ((4, 2), 5e-5, 3e-6), ((4, 4), 2e-4, 6e-6), ((6, 6), 4e-4, 1.2e-5)])
+@pytest.mark.parametrize(
+    ("m", "largest", "rms"), [((2, 2), 1e-5, 1e-6), ((4, 2), 5e-5, 3e-6), ((4, 4), 2e-4, 6e-6), ((5, 5), 4e-4, 1.2e-5), ((6, 6), 4e-4, 1.2e-5)]
+)
 def test_rounding_errors_are_as_documented(m: tuple[int, int], largest: float, rms: float, tmp_path: Path) -> None:
     case = Case((1, 256, 14, 14), 64)
     error = case.run(winograd.kernel(case.placed, case.shape(Blocking(*m, 14, HOST.lanes, 2)), ""), tmp_path) - case.expected()

@@ -1,4 +1,4 @@
-"""Dense 3x3 convolutions with stride 1 by Winograd's method F(m x n, 3 x 3) with m, n = 2, 4 or 6: 2.25 to 5 times fewer multiplications than the direct sum.
+"""Dense 3x3 convolutions with stride 1 by Winograd's method F(m x n, 3 x 3) with m, n from 2 to 6: 2.25 to 5 times fewer multiplications than the direct sum.
 
 A block of tiles (m x n results each, (m + 2)(n + 2) inputs) at a time: transformed inputs V and products Q stay in the thread's scratch memory, small enough for the second-level cache.
 For each of the (m + 2)(n + 2) places t of the transform domain a matrix product Q[t] = V[t] U[t]; U, the transformed weights, is made in double precision at compile time.

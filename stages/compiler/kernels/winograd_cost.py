@@ -17,8 +17,20 @@ from stages.compiler.kernels.winograd_shape import Blocking, Shape, panel
 from stages.compiler.target import Target
 from stages.compiler.tiles import cycles
 
-TRANSFORM = {(2, 2): 65.0, (4, 2): 105.0, (4, 4): 170.0, (6, 6): 480.0}  # cycles per tile and vector (widest lanes), of the inputs as of the results
-PREFERENCE = {(2, 2): 1.0, (4, 2): 1.04, (4, 4): 1.08, (6, 6): 1.16}  # larger tiles cost precision and memory for weights: they must pay by that much
+TRANSFORM = {
+    (2, 2): 65.0,
+    (4, 2): 110.0,
+    (4, 4): 170.0,
+    (5, 5): 350.0,
+    (6, 6): 440.0,
+}  # cycles per tile and vector (widest lanes), of the inputs as of the results
+PREFERENCE = {
+    (2, 2): 1.0,
+    (4, 2): 1.03,
+    (4, 4): 1.06,
+    (5, 5): 1.09,
+    (6, 6): 1.11,
+}  # larger tiles cost precision and memory for weights: they must pay by that much
 SUMS = 2.0  # cycles per vector of sums: set to zero, stored
 PANEL = 15.0  # cycles per panel: addresses, loops
 MEMORY = 9.0  # bytes per cycle of weights from main memory, read in order

@@ -2,7 +2,7 @@
 
 m + 2 points (the last at infinity) turn a correlation of m + 2 inputs with 3 weights into m + 2 products: Y = A^T [(G g) * (B^T d)], applied to rows and columns (Lavin and Gray, "Fast
 algorithms for convolutional neural networks", 2016; the construction by polynomial products: Blahut, "Fast algorithms for signal processing", chapter 5). The points besides 0 come in pairs
-p, -p: the rows of a pair share their even and their odd powers, so a pair costs two sums of half the length.
+p, -p: the rows of a pair share their even and their odd powers, so a pair costs two sums of half the length. Where m is odd, the last point has no partner.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ PAIRS = (Fraction(1), Fraction(2), Fraction(1, 2))  # small numerators and denom
 
 @cache
 def points(m: int) -> tuple[Fraction, ...]:
-    """The finite points 0, 1, -1, 2, -2, 1/2, -1/2: the first m + 1 of them; ``m`` is 2, 4 or 6."""
-    assert m % 2 == 0 and m // 2 <= len(PAIRS)
-    return (Fraction(0), *(sign * p for p in PAIRS[: m // 2] for sign in (1, -1)))
+    """The finite points 0, 1, -1, 2, -2, 1/2, -1/2: the first m + 1 of them; ``m`` is at most 6."""
+    assert m <= 2 * len(PAIRS)
+    return (Fraction(0), *(sign * p for p in PAIRS for sign in (1, -1)))[: m + 1]
 
 
 @cache
@@ -74,20 +74,24 @@ def input_transform(m: int, d: Sequence[Any], combine: Combine) -> list[Any]:
         return combine([(float(c), v) for c, v in zip(coefficients, d, strict=True) if c])
 
     made = [row(rows[0])]
-    for i in range(1, m + 1, 2):
+    for i in range(1, m, 2):
         plus, minus = rows[i], rows[i + 1]
         even = row([(p + q) / 2 for p, q in zip(plus, minus, strict=True)])
         odd = row([(p - q) / 2 for p, q in zip(plus, minus, strict=True)])
         made += [combine([(1.0, even), (1.0, odd)]), combine([(1.0, even), (-1.0, odd)])]
+    if m % 2:
+        made.append(row(rows[m]))
     return [*made, row(rows[-1])]
 
 
 def output_transform(m: int, products: Sequence[Any], combine: Combine) -> list[Any]:
     """A^T of m + 2 values: a pair's sum serves the even powers, its difference the odd ones."""
-    pairs = [(combine([(1.0, products[i]), (1.0, products[i + 1])]), combine([(1.0, products[i]), (-1.0, products[i + 1])])) for i in range(1, m + 1, 2)]
+    pairs = [(combine([(1.0, products[i]), (1.0, products[i + 1])]), combine([(1.0, products[i]), (-1.0, products[i + 1])])) for i in range(1, m, 2)]
     made = []
     for k in range(m):
         terms = [(float(p**k), pair[k % 2]) for p, pair in zip(PAIRS, pairs, strict=False)]
+        if m % 2:
+            terms.append((float(points(m)[m] ** k), products[m]))
         if k == 0:
             terms.insert(0, (1.0, products[0]))
         if k == m - 1:
