@@ -37,14 +37,14 @@ def drawn_scheme(data: st.DataObject, graph: Graph) -> Scheme:
 
 
 def fuzz(data: st.DataObject, most: int) -> CompiledModel:
-    """Draw, prune, compile (which compares with PyTorch), and compare on other inputs."""
+    """Draw, prune, compile for some threads (which compares with PyTorch), and compare on other inputs."""
     torch.manual_seed(0)
     module, shape = draw_network(data.draw, most)
     module = randomised(module)
     graph = trace(module, torch.zeros(shape))
     scheme = drawn_scheme(data, graph)
     prune_(module, scheme)
-    model = compile_model(module, torch.zeros(shape), scheme, graph=graph)
+    model = compile_model(module, torch.zeros(shape), scheme, threads=data.draw(st.sampled_from((1, 1, 2, 3))), graph=graph)
     x = inputs(*shape, seed=7)
     with torch.inference_mode():
         expected = module.double()(x.double())
