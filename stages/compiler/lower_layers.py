@@ -18,6 +18,7 @@ def conv(lo: Lowering, layer: Layer) -> None:
     """A convolution: depthwise, or over all channels (a grouped one with zeros in between)."""
     a, weight, bias = layer.attrs, lo.tensor(layer, "weight"), lo.tensor(layer, "bias")
     assert weight is not None
+    _images(lo, layer)
     source = lo.plain(layer)
     weight = weight.astype(np.float32)
     depthwise = layer.is_depthwise and a["out_channels"] == a["in_channels"]
@@ -94,6 +95,7 @@ def strided_pool(lo: Lowering, layer: Layer) -> None:
 
 
 def _images(lo: Lowering, layer: Layer) -> None:
+    """Refuse an image without a batch, and sequences."""
     if len(layer.shape) != 4:
         lo.refuse(layer, f"{layer.op} of a tensor of {len(layer.shape)} dimensions")
 

@@ -239,6 +239,11 @@ def test_what_cant_be_compiled_is_named_with_its_layer() -> None:
         check(randomised(Function(lambda x, a: x * torch.sigmoid(a(x)), nn.Conv2d(12, 1, 1))), (2, 12, 6, 7))
 
 
+def test_an_image_without_batch_is_refused() -> None:
+    with pytest.raises(UnsupportedOperator, match="conv2d of a tensor of 3 dimensions"):
+        check(randomised(nn.Conv2d(3, 4, 3)), (3, 8, 8))
+
+
 def _conv(inner: int, outer: int, kernel: int = 1, groups: int = 1) -> nn.Module:
     return nn.Conv2d(inner, outer, kernel, padding=kernel // 2, groups=groups)
 
