@@ -10,7 +10,8 @@ from stages.config import TARGETS
 from stages.errors import UsageError
 
 HOST, *CROSS = TARGETS
-BASELINE = "generic"
+BASELINE = "generic"  # LLVM's own schedule: its kernels execute fewer instructions and spill less than those for a named processor
+_ISSUE = 4  # Cortex-A76: four instructions and two multiply-adds a cycle; Cortex-A55: half of both
 # Processors whose order of instructions can be asked for, and the features of theirs that Armv8.0 lacks: code that uses one would stop on an older phone (SIGILL).
 _NEWER = ("-lse", "-rdm", "-crc", "-fullfp16", "-dotprod", "-rcpc")
 _BEYOND_ARMV8_0 = {"generic": (), "cortex-a53": (), "cortex-a55": _NEWER, "cortex-a76": _NEWER}
@@ -22,6 +23,7 @@ class Target:
 
     ``lanes`` are floats per widest vector; ``narrow`` are the vector widths (in floats) that a kernel may choose from, widest first; ``registers`` is how many vector registers there are;
     ``fused_narrow`` says that half-width vectors also reach the peak of multiply-adds (processors that split the widest vectors in two). ``features`` are turned on (+) or off (-) beside those of ``mcpu``.
+    ``issue`` is how many instructions begin in a cycle where that may bound a kernel before the two multiply-adds of a cycle do; 0 where it doesn't.
     """
 
     triple: str
@@ -32,6 +34,7 @@ class Target:
     registers: int
     fused_narrow: bool = False
     features: tuple[str, ...] = ()
+    issue: int = 0
 
     def tvm(self) -> dict[str, object]:
         """The target as TVM wants it: a dict, never a string."""
@@ -52,7 +55,7 @@ def arm64(mcpu: str) -> Target:
     """Code for every 64-bit ARM processor (Armv8.0 with NEON), instructions ordered for ``mcpu``. UsageError for a processor that isn't known."""
     if mcpu not in _BEYOND_ARMV8_0:
         raise UsageError(f"Unknown 64-bit ARM processor '{mcpu}'.", f"Known: {', '.join(_BEYOND_ARMV8_0)}.")
-    return Target("aarch64-unknown-linux-gnu", mcpu, "neon", 4, (4,), 32, features=("+neon", *_BEYOND_ARMV8_0[mcpu]))
+    return Target("aarch64-unknown-linux-gnu", mcpu, "neon", 4, (4,), 32, features=("+neon", *_BEYOND_ARMV8_0[mcpu]), issue=_ISSUE)
 
 
 @cache

@@ -12,6 +12,7 @@ from functools import cache
 from stages.compiler.target import Target
 
 _LATENCY = 4.0  # cycles from a multiply-add to the next on the same accumulator
+_FIXED = 6  # instructions per position besides loads and multiply-adds: index, address, pointers, counter, branch (counted, NEON)
 _LOOP = 0.2  # cycles per position that the model doesn't see: index load, addresses, branch
 _TILE = 12.0  # cycles per tile and group besides the positions: bias, epilogue, loop set-up
 _LINE = 1.2  # cycles per cache line that comes from the second level
@@ -60,7 +61,12 @@ def cycles(pixels: int, lanes: int, vectors: int, target: Target) -> float:
     halves = 2 if target.fused_narrow and lanes == target.lanes else 1
     arithmetic = 0.5 * halves * pixels * vectors
     loads = 0.5 * (pixels + halves * vectors + 1)
-    return max(arithmetic, loads, _LATENCY / chains(pixels, lanes, vectors, target)) + _LOOP
+    return max(arithmetic, loads, issue(pixels * vectors, pixels, vectors, target), _LATENCY / chains(pixels, lanes, vectors, target)) + _LOOP
+
+
+def issue(sums: int, numbers: int, vectors: int, target: Target) -> float:
+    """Cycles until the instructions of a position have begun, where the target is bound by that: multiply-adds, loads of single ``numbers``, of pairs of ``vectors``, and the loop's."""
+    return (sums + numbers + -(-vectors // 2) + _FIXED) / target.issue if target.issue else 0.0
 
 
 @dataclass(frozen=True)

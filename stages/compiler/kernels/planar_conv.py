@@ -18,6 +18,7 @@ from stages.compiler.kernels.kernel import Kernel, Placed
 from stages.compiler.kernels.packing import Group, pack
 from stages.compiler.kernels.units import split, units
 from stages.compiler.target import Target
+from stages.compiler.tiles import issue
 from stages.schemes.scheme import LayerScheme
 
 L2_BYTES = 512 * 1024
@@ -57,7 +58,16 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     macs = kept * out.shape[0] * out.shape[2] * out.shape[3]
     sizes = "+".join(f"{c}x{f}" for _, c, f in segments)
     reason = f"{scheme.label}: planes, groups of filters {sizes}, {kept} of {flat.size} weights"
-    return Kernel("planar_conv", spec, step, data, f"{vectors}x{target.lanes} pixels x {segments[0][2]} channels", macs, reason, units(n.dims for n in _nests(spec, target)))
+    return Kernel(
+        "planar_conv",
+        spec,
+        step,
+        data,
+        f"{vectors}x{target.lanes} pixels x {segments[0][2]} channels",
+        macs,
+        reason,
+        units(n.dims for n in _nests(spec, target)),
+    )
 
 
 def _count(out: Layout, target: Target) -> int:
@@ -102,7 +112,7 @@ def _cycles(flat: np.ndarray, group: Group, vectors: int, count: int, target: Ta
     positions = int(part.sum())
     total = 0.0
     for size, _, tiles in split(count, vectors):
-        arithmetic = group.lanes * size * (1.0 if target.fused_narrow or target.isa != "avx512" else 0.5)
+        arithmetic = max(group.lanes * size * (1.0 if target.fused_narrow else 0.5), issue(group.lanes * size, group.lanes, size, target))
         loads = 0.5 * (2 * size * (1 if target.fused_narrow else 0.5) + group.lanes + 1)
         total += tiles * (positions * (max(arithmetic, loads) + 0.15 * loads + _LOOP) + group.count * (_TILE + 2 * group.lanes * size))
     return total
@@ -192,7 +202,9 @@ def _micro(o: Any, spec: Spec, shape: tuple[int, int], n: Any, channel: Any, gro
     late = epilogue.costly(spec.epilogue)
     for f in range(filters):
         for v in range(vectors):
-            planar.finish(o, acc[slot(f, v)], () if late else spec.epilogue, spec.extras, n, channel + f, pixel + v * lanes, lanes, spec.out, None if late else masks[v])
+            planar.finish(
+                o, acc[slot(f, v)], () if late else spec.epilogue, spec.extras, n, channel + f, pixel + v * lanes, lanes, spec.out, None if late else masks[v]
+            )
     if late:
         with T.serial(0, filters) as f:
             for v in range(vectors):
