@@ -20,7 +20,7 @@ def conv(lo: Lowering, layer: Layer) -> None:
     assert weight is not None
     _images(lo, layer)
     source = lo.plain(layer)
-    weight = weight.astype(np.float32)
+    weight = weight.astype(np.float32, copy=False)
     depthwise = layer.is_depthwise and a["out_channels"] == a["in_channels"]
     if not depthwise and a["groups"] > 1:
         weight = _expand(weight, a["groups"])
@@ -47,7 +47,7 @@ def linear(lo: Lowering, layer: Layer) -> None:
     """A matrix product: a convolution that spans its whole input where a flattened (c, h, w) comes in, in any order; else a 1x1 convolution over the last dimension."""
     weight, bias = lo.tensor(layer, "weight"), lo.tensor(layer, "bias")
     assert weight is not None
-    weight, attrs = weight.astype(np.float32), {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)}
+    weight, attrs = weight.astype(np.float32, copy=False), {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)}
     flat = lo.ref(layer)
     n, *inner = lo.values[flat.value].shape
     if len(layer.shape) == 2 and all(digit.axis == N for digit in flat.dims[0]) and all(digit.axis != N for digit in flat.dims[1]):

@@ -23,6 +23,8 @@ def check_zeros(network: nn.Module | Mapping[str, Tensor], scheme: Scheme, masks
     """
     tensors = network.state_dict() if isinstance(network, nn.Module) else network
     if masks is None:
+        unsure = {path: layer for path, layer in scheme.layers.items() if not _surely_fits(tensors.get(f"{path}.weight"), layer)}
+        scheme = Scheme(unsure, scheme.coupled)
         masks = masks_of(tensors, scheme)
     classes = [(class_names(tensors, members), rate) for members, rate in filter_classes(scheme)]
     blocks = {f"{path}.weight": layer for path, layer in scheme.layers.items() if layer.pruning not in ("none", "filter")}
@@ -37,6 +39,18 @@ def check_zeros(network: nn.Module | Mapping[str, Tensor], scheme: Scheme, masks
         _check_class(names, masks, rate)
 
 
+def _surely_fits(weight: Tensor | None, layer: LayerScheme) -> bool:
+    """Whether no group of a layer pruned by positions has weights at more positions than it may keep: then the largest are all of them. Much quicker than ranking them."""
+    if weight is None or layer.pruning not in ("block-punched", "block-based"):
+        return False
+    rows, columns, *_ = weight.shape
+    occupied = (weight != 0).reshape(rows, columns, -1)
+    if rows % layer.block or columns % layer.channels:
+        occupied = nn.functional.pad(occupied, (0, 0, 0, -columns % layer.channels, 0, -rows % layer.block))
+    units = occupied.view(-(-rows // layer.block), layer.block, -(-columns // layer.channels), layer.channels, occupied.shape[2]).any(1).any(2)
+    return bool((units.flatten(1).sum(1) <= kept_units(layer, weight.shape)).all())
+
+
 def _fail(name: str, problem: str) -> None:
     raise UsageError(f"Layer '{name.rpartition('.')[0]}' {problem} ({name}).", HINT)
 
@@ -44,7 +58,7 @@ def _fail(name: str, problem: str) -> None:
 def _check_outside(name: str, tensors: Mapping[str, Tensor], mask: Tensor) -> None:
     if name not in tensors or mask.shape != tensors[name].shape or mask.dtype != torch.bool:
         _fail(name, "has a mask that doesn't fit its weights")
-    count = int(torch.count_nonzero(tensors[name][~mask]))
+    count = int(torch.count_nonzero(tensors[name].masked_fill(mask, 0)))
     if count:
         _fail(name, f"has {count} weights outside its mask that are not zero")
 

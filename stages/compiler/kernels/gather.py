@@ -92,10 +92,10 @@ def _window(step: Step) -> Window:
 def _kernel(placed: Placed, scheme: LayerScheme, target: Target, choice: Choice, weight: np.ndarray) -> Kernel:
     """``weight`` is the step's as (filters, positions)."""
     step, out = placed.step, placed.output
-    assert step.bias is not None
+    assert step.weight is not None and step.bias is not None
     dims, x, y, extras = _walk(placed)
     groups = segments(weight.shape[0], choice.lanes, choice.vectors, target)
-    data, kept = pack(weight, step.bias, groups, _offsets(placed))
+    data, kept = pack(weight, step.bias, groups, _offsets(placed), visits(*step.weight.shape[1:]))
     spec = Spec(dims, x[1:], y, out, extras, _segments(groups), choice.rows, choice.cols, choice.pixels_outer, step.epilogue)
     macs = kept * out.shape[0] * out.shape[2] * out.shape[3]
     label = Tile(choice.rows, choice.cols, choice.lanes, choice.vectors).label
@@ -112,14 +112,14 @@ def _walk(placed: Placed) -> tuple[tuple[int, int, int], View, View, tuple[View,
 
 
 def _offsets(placed: Placed) -> np.ndarray:
-    """Float offset of each position, in the order of ``visits``, from the output pixel's place in the input."""
+    """Float offset of each position (channel, row, column) from the output pixel's place in the input."""
     attrs, source = placed.step.attrs, placed.inputs[0]
     assert placed.step.weight is not None
     _, channels, kh, kw = placed.step.weight.shape
     rows = np.arange(kh) * attrs["dilation"][0] - attrs["padding"][0]
     cols = np.arange(kw) * attrs["dilation"][1] - attrs["padding"][1]
-    grid = source.origin + rows[:, None, None] * source.row + cols[None, :, None] * source.pitch + np.arange(channels) * source.channel
-    return grid.ravel()[visits(channels, kh, kw)].astype(np.int32)
+    grid = source.origin + np.arange(channels)[:, None, None] * source.channel + rows[:, None] * source.row + cols * source.pitch
+    return grid.ravel().astype(np.int32)
 
 
 def _segments(groups: tuple[Group, ...]) -> tuple[tuple[int, int, int, int], ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -25,20 +26,19 @@ LINE = 16  # floats of a cache line
 _MOST_VECTORS = 5  # of a group: more leave room for too few pixels
 
 
+@cache
 def visits(channels: int, kh: int, kw: int) -> np.ndarray:
-    """The order in which a kernel visits the positions (row, column, channel) of its window, as indices into that flattened order: a cache line of channels at a time.
+    """The order in which a kernel visits the positions (channel, row, column) of its window, as indices into that flattened order: a cache line of channels at a time.
 
     So the window's lines of these channels stay in the first-level cache for all kh * kw visits. Measured, 512 -> 512 channels 3x3 at 28x28, 8.2x pruned: 53 -> 80 GFLOP/s.
     """
-    row, col, channel = np.indices((kh, kw, channels)).reshape(3, -1)
+    channel, row, col = np.indices((channels, kh, kw)).reshape(3, -1)
     return np.lexsort((channel % LINE, col, row, channel // LINE))
 
 
 def positions(weight: np.ndarray) -> np.ndarray:
-    """Convolution weight (o, i, kh, kw) as (o, kh * kw * i): positions in the order of ``visits``."""
-    filters, channels, kh, kw = weight.shape
-    flat = weight.transpose(0, 2, 3, 1).reshape(filters, -1)
-    return np.ascontiguousarray(flat[:, visits(channels, kh, kw)])
+    """Convolution weight (o, i, kh, kw) as (o, i * kh * kw)."""
+    return weight.reshape(len(weight), -1)
 
 
 def choose_groups(weight: np.ndarray, dims: tuple[int, int, int], target: Target, window: Window) -> tuple[tuple[Group, ...], Tile]:
@@ -122,25 +122,31 @@ def _mean_positions(kept: np.ndarray, group: Group, quantum: int) -> int:
     return max(1, round(int(part.sum()) / group.count))
 
 
-def pack(weight: np.ndarray, bias: np.ndarray, groups: tuple[Group, ...], offsets: np.ndarray) -> tuple[dict[str, np.ndarray], int]:
-    """(arrays w, b, ptr, idx of the gather kernel, number of weights kept in real filters).
+def pack(
+    weight: np.ndarray, bias: np.ndarray, groups: tuple[Group, ...], offsets: np.ndarray, order: np.ndarray | None = None
+) -> tuple[dict[str, np.ndarray], int]:
+    """(arrays w, b, ptr, idx of the gather kernel, number of weights kept in real filters) of a weight (o, positions) whose positions lie at ``offsets``; visited in ``order``, else as they come.
 
     ``ptr`` holds for each group (first entry of idx, number of entries, first float of w); ``w`` holds per entry the weights of the group's filters.
     """
     filters = weight.shape[0]
     pitch = groups[-1].start + groups[-1].count * groups[-1].lanes * groups[-1].vectors
-    padded = np.zeros((pitch, weight.shape[1]), np.float32)
-    padded[:filters] = weight
+    padded = weight
+    if pitch != filters:
+        padded = np.zeros((pitch, weight.shape[1]), np.float32)
+        padded[:filters] = weight
     ptr, idx, packed, kept, entries, floats = [], [], [], 0, 0, 0
     for group in groups:
         size = group.lanes * group.vectors
         part = padded[group.start : group.start + group.count * size].reshape(group.count, size, -1)
         union = (part != 0).any(1)
         counts = union.sum(1)
+        number, place = np.nonzero(union if order is None else union[:, order])
+        column = place if order is None else order[place]
         first = entries + np.concatenate(([0], np.cumsum(counts)[:-1]))
         ptr.append(np.stack([first, counts, floats + (first - entries) * size], 1))
-        idx.append(np.broadcast_to(offsets, union.shape)[union])
-        packed.append(part.transpose(0, 2, 1)[union].ravel())
+        idx.append(offsets[column])
+        packed.append(part[number, :, column].ravel())
         real = np.clip(filters - group.start - np.arange(group.count) * size, 0, size)
         kept += int((counts * real).sum())
         entries += int(counts.sum())
