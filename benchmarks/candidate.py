@@ -9,7 +9,6 @@ other masks of the same scheme, the fastest of --repeat. Weights are random, eve
 from __future__ import annotations
 
 import argparse
-import copy
 import functools
 import json
 import os
@@ -44,7 +43,7 @@ PARTS = {  # part -> functions of the compiler, where it calls them
     "select and pack kernels": [(api, "select")],
     "weights into one blob": [(api, "pack")],
     "kernel cache": [(api.cache, "objects")],
-    "link": [(emit, "link")],
+    "link": [(emit, "parts"), (emit, "link_library")],
     "check against PyTorch": [(api, "compare")],
     "manifest": [(emit, "replace_manifest")],
 }
@@ -104,21 +103,21 @@ def measure(name: str, repeat: int) -> dict[str, dict[str, float]]:
     """{"cold": parts, "warm": parts} of a network."""
     from stages.tasks.vision import torchvision
 
-    example = torch.randn(1, 3, 224, 224)
-    networks = []
-    for seed in range(1 + repeat):
+    def pruned(seed: int) -> nn.Module:
         torch.manual_seed(seed)
-        networks.append(getattr(torchvision.models, name)(weights=None).eval())
-        if seed == 0:
-            graph = trace(networks[0], example)
-            scheme = uniform_scheme(graph, "block-punched", RATES[name], BLOCK)
-        prune_(networks[-1], scheme)
+        made: nn.Module = getattr(torchvision.models, name)(weights=None).eval()
+        prune_(made, scheme)
+        return made
+
+    example = torch.randn(1, 3, 224, 224)
+    graph = trace(getattr(torchvision.models, name)(weights=None).eval(), example)
+    scheme = uniform_scheme(graph, "block-punched", RATES[name], BLOCK)
     before = os.environ.get("NPAS_CACHE")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["NPAS_CACHE"] = folder
         import stages.compiler.kernels.tir  # noqa: F401  the import of TVM is none of a candidate's costs
 
-        found = [candidate(copy.deepcopy(n), example, scheme, graph) for n in networks]
+        found = [candidate(pruned(seed), example, scheme, graph) for seed in range(1 + repeat)]
         found[0]["kernels compiled"] = len(list(Path(folder, "kernels").glob("*.o")))
     if before is None:
         del os.environ["NPAS_CACHE"]

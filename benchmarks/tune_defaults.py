@@ -15,8 +15,7 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
@@ -28,6 +27,7 @@ from stages.graph import trace
 from stages.progress import Silent
 from stages.schemes import prune_, uniform_scheme
 
+ROOT = Path(__file__).resolve().parent.parent
 BLOCK = 8
 
 

@@ -28,10 +28,10 @@ def select(step: Step, layouts: Mapping[str, Layout], target: Target) -> Kernel:
     placed = place(step, layouts)
     name = signature(placed)
     found = database.find(name, target) if name is not None else None
-    made = revive(placed, found[0], target) if found is not None else None
-    if made is None or found is None:
+    choice = decode(found[0]) if found is not None else None
+    if found is None or choice is None:
         return untuned(placed, target)
-    return dataclasses.replace(made, tuned=found[1])
+    return dataclasses.replace(chosen(placed, choice, target), tuned=found[1])
 
 
 def place(step: Step, layouts: Mapping[str, Layout]) -> Placed:
@@ -70,15 +70,13 @@ def rule_of(choice: Any) -> str:
     return str(type(choice).__module__.rpartition(".")[2])
 
 
-def revive(placed: Placed, plain: database.Plain, target: Target) -> Kernel | None:
-    """The kernel of a choice as the database writes it, None when this version's rules know no such choice."""
+def decode(plain: database.Plain) -> Any | None:
+    """The Choice that the database writes as ``plain``, None when this version's rules know no such choice."""
     rule, genes = plain.get("rule"), {name: value for name, value in plain.items() if name != "rule"}
     if rule not in TUNABLE:
         return None
     kind = _module(rule).Choice
-    if set(genes) != {f.name for f in dataclasses.fields(kind)}:
-        return None
-    return chosen(placed, kind(**genes), target)
+    return kind(**genes) if set(genes) == {f.name for f in dataclasses.fields(kind)} else None
 
 
 def emit(kernel: Kernel, name: str, target: Target) -> Any:

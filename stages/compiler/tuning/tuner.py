@@ -57,7 +57,7 @@ def _by_cost(layers: Sequence[tuple[Placed, float]], target: Target, known: Mapp
     first: dict[str, Placed] = {}
     for placed, milliseconds in layers:
         name = signature(placed)
-        if name is not None and name not in known:
+        if name is not None and (name not in known or select.decode(known[name]) is None):
             costs[name] = costs.get(name, 0.0) + milliseconds
             first.setdefault(name, placed)
     ordered = [first[name] for name in sorted(costs, key=lambda n: (-costs[n], n))]
