@@ -18,6 +18,8 @@ def lower(graph: Graph, tensors: Mapping[str, np.ndarray], scheme: Scheme) -> Pr
     """The Program of ``graph`` with weights from ``tensors`` (state_dict names). Raises UnsupportedOperator for what no rule below can express."""
     lowering = Lowering(graph, {**tensors, **graph.constants}, scheme)
     for layer in graph:
+        if 0 in layer.shape:
+            lowering.refuse(layer, f"{layer.op} with an empty result")
         RULES.get(layer.op, _unknown)(lowering, layer)
     return lowering.finish()
 

@@ -55,7 +55,7 @@ _REVERSED = {"add": "add", "mul": "mul", "sub": "rsub", "div": "rdiv"}
 def binary(lo: Lowering, layer: Layer) -> None:
     """add, sub, mul, div: with a number, with a constant tensor, or of two activations."""
     if "value" in layer.attrs:
-        _elementwise(lo, layer, lo.refs[layer.inputs[0]], _SCALAR[layer.op](layer.attrs["value"]))
+        _elementwise(lo, layer, lo.ref(layer), _SCALAR[layer.op](layer.attrs["value"]))
         return
     constants = [i for i, name in enumerate(layer.inputs) if lo.graph[name].op == "constant"]
     if constants:

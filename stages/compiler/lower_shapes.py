@@ -30,7 +30,7 @@ def channel_shuffle(lo: Lowering, layer: Layer) -> None:
 
 def concat(lo: Lowering, layer: Layer) -> None:
     """Tensors side by side along one dimension: one copy each, most of which share.py makes unnecessary."""
-    parts = [lo.refs[name] for name in layer.inputs]
+    parts = [lo.ref(layer, index) for index in range(len(layer.inputs))]
     axes = parts[0].axes()
     out, position = lo.new(layer, layer.shape, axes), 0
     dim = layer.attrs["dim"]

@@ -60,7 +60,8 @@ class Lowering:
 
     def ref(self, layer: Layer, index: int = 0) -> Ref:
         """What an operand stands for."""
-        return self.refs[layer.inputs[index]]
+        name = layer.inputs[index]
+        return self.refs[name] if name in self.refs else self.refuse(layer, f"{layer.op} with the constant '{name}' as operand")
 
     def in_order(self, layer: Layer, index: int = 0) -> Ref:
         """An operand whose dimensions are the axes of its Value in the usual order (refs.AXES): as it lies where that is so, else a copy."""
@@ -147,7 +148,7 @@ class Lowering:
         outputs = []
         for index, name in enumerate(self.graph.outputs):
             layer = self.graph[name]
-            ref = self._as_returned(layer, self.refs[name])
+            ref = self._as_returned(layer, self.refs[name] if name in self.refs else self.refuse(layer, f"{layer.op} at the network's output"))
             outputs.append((ref.value, layer.shape))
             self.steps.append(Step(f"output{index}", "output", (ref.value,), f"output:{index}", {"index": index}))
         return drop_unread(Program(tuple(self.steps), self.values, tuple(self.inputs), tuple(outputs)))

@@ -239,6 +239,22 @@ def test_what_cant_be_compiled_is_named_with_its_layer() -> None:
         check(randomised(Function(lambda x, a: x * torch.sigmoid(a(x)), nn.Conv2d(12, 1, 1))), (2, 12, 6, 7))
 
 
+class WithConstant(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.ones(2, 1, 6, 7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, self.token], 1)
+
+
+def test_a_constant_where_none_can_be_and_an_empty_tensor_are_refused() -> None:
+    with pytest.raises(UnsupportedOperator, match="concat with the constant 'token' as operand"):
+        check(WithConstant(), (2, 12, 6, 7))
+    with pytest.raises(UnsupportedOperator, match="slice with an empty result"):
+        check(Function(lambda x: x[:, 12:]), (2, 12, 6, 7))
+
+
 def test_an_image_without_batch_is_refused() -> None:
     with pytest.raises(UnsupportedOperator, match="conv2d of a tensor of 3 dimensions"):
         check(randomised(nn.Conv2d(3, 4, 3)), (3, 8, 8))
