@@ -9,8 +9,7 @@ from __future__ import annotations
 import importlib.util
 import struct
 import tempfile
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from stages.errors import NpasError, UsageError
 _PAGE = 0x10000
 _DATA, _STACK, _STACK_BYTES, _RETURN = 0x100_0000_0000, 0x200_0000_0000, 1 << 20, 0x300_0000_0000
 _VECTOR_UNIT = 3 << 20  # CPACR_EL1.FPEN: vector instructions don't trap
-_LOADABLE = 1  # PT_LOAD
+_LOADABLE, _SYMBOLS = 1, 2  # PT_LOAD, SHT_SYMTAB
 
 
 def available() -> bool:
@@ -33,20 +32,29 @@ def available() -> bool:
 
 def instructions(model: CrossModel, inputs: Sequence[np.ndarray] = ()) -> int:
     """Instructions of one whole inference on one thread, always the same number for the same inputs (random ones when none are given). UsageError without unicorn."""
-    return sum(size * runs // 4 for (_, size), runs in blocks(model, inputs).items())
+    return sum(_count(model, inputs))
 
 
-def blocks(model: CrossModel, inputs: Sequence[np.ndarray] = (), options: Sequence[str] = ("-s",), keep: Path | None = None) -> Counter[tuple[int, int]]:
-    """How often each block of code ran in one inference: (address, bytes) -> runs. ``keep`` receives the executable, ``options`` are the linker's."""
+def profile(model: CrossModel, inputs: Sequence[np.ndarray] = ()) -> list[tuple[str, str, int]]:
+    """(layer, kernel, instructions) in the order in which the kernels run."""
+    kernels, counts = model.manifest["kernels"], _count(model, inputs)[1:]  # the first are the runtime's own
+    assert len(kernels) == len(counts)
+    return [(k["layer"], k["kernel"], count) for k, count in zip(kernels, counts, strict=True)]
+
+
+def _count(model: CrossModel, inputs: Sequence[np.ndarray]) -> list[int]:
+    """Instructions until the first kernel begins, and from each beginning of a kernel to the next."""
     if not available():
         raise UsageError("Counting instructions takes the package unicorn, which isn't installed.", "pip install 'npas[arm64]'")
     with tempfile.TemporaryDirectory(prefix="npas-count-") as folder:
-        program = keep or Path(folder) / "program"
-        link_runner({NAME: model}, program, [*options, "-nostartfiles", f"-Wl,-e,{prefix(NAME)}npas_run"])
-        return _run(program.read_bytes(), model.manifest, inputs or random_inputs([i["shape"] for i in model.manifest["inputs"]]))
+        path = Path(folder) / "program"
+        link_runner({NAME: model}, path, ["-nostartfiles", f"-Wl,-e,{prefix(NAME)}npas_run"])  # not stripped: the kernels' names tell where they begin
+        program = path.read_bytes()
+    kernels = {address for name, address in _symbols(program) if name in model.parts.objects}
+    return _run(program, kernels, model.manifest, inputs or random_inputs([i["shape"] for i in model.manifest["inputs"]]))
 
 
-def _run(program: bytes, manifest: dict[str, Any], inputs: Sequence[np.ndarray]) -> Counter[tuple[int, int]]:
+def _run(program: bytes, kernels: Collection[int], manifest: dict[str, Any], inputs: Sequence[np.ndarray]) -> list[int]:
     import unicorn
     from unicorn import arm64_const as arm
 
@@ -63,12 +71,14 @@ def _run(program: bytes, manifest: dict[str, Any], inputs: Sequence[np.ndarray])
         machine.reg_write(register, value)
     machine.reg_write(arm.UC_ARM64_REG_SP, _STACK + _STACK_BYTES)
     machine.reg_write(arm.UC_ARM64_REG_LR, _RETURN)
-    found: Counter[tuple[int, int]] = Counter()
+    counts = [0]
 
-    def count(_machine: Any, address: int, size: int, _data: Any) -> None:
-        found[address, size] += 1
+    def block(_machine: Any, address: int, size: int, _data: Any) -> None:
+        if address in kernels:
+            counts.append(0)
+        counts[-1] += size // 4
 
-    machine.hook_add(unicorn.UC_HOOK_BLOCK, count)
+    machine.hook_add(unicorn.UC_HOOK_BLOCK, block)
     try:
         machine.emu_start(struct.unpack_from("<Q", program, 24)[0], _RETURN)  # ELF's e_entry
     except unicorn.UcError as error:
@@ -76,7 +86,7 @@ def _run(program: bytes, manifest: dict[str, Any], inputs: Sequence[np.ndarray])
     code = machine.reg_read(arm.UC_ARM64_REG_X0)
     if code:
         raise NpasError(f"The compiled network refused to run in the emulator (code {code}).", "Please report this with the network.")
-    return found
+    return counts
 
 
 def _segments(program: bytes) -> Iterator[tuple[int, bytes, int]]:
@@ -86,6 +96,19 @@ def _segments(program: bytes) -> Iterator[tuple[int, bytes, int]]:
         kind, _, place, address, _, held, whole, _ = struct.unpack_from("<IIQQQQQQ", program, offset + k * size)
         if kind == _LOADABLE:
             yield address, program[place : place + held], whole
+
+
+def _symbols(program: bytes) -> Iterator[tuple[str, int]]:
+    """(name, address) of every symbol of an ELF executable."""
+    offset, size, count = struct.unpack_from("<Q", program, 40)[0], *struct.unpack_from("<HH", program, 58)
+    sections = [struct.unpack_from("<IIQQQQIIQQ", program, offset + k * size) for k in range(count)]
+    for _, kind, _, _, place, length, link, _, _, _ in sections:
+        if kind != _SYMBOLS:
+            continue
+        names = sections[link][4]
+        for at in range(place, place + length, 24):
+            name, _, _, _, address, _ = struct.unpack_from("<IBBHQQ", program, at)
+            yield program[names + name : program.index(0, names + name)].decode(), address
 
 
 def _operands(machine: Any, manifest: dict[str, Any], inputs: Sequence[np.ndarray]) -> tuple[int, int, int]:

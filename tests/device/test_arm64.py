@@ -99,10 +99,13 @@ def test_mobilenet_dense_and_pruned() -> None:
 
 
 @counted
-def test_a_count_is_always_the_same() -> None:
+def test_a_count_is_always_the_same_and_has_parts() -> None:
     model = compiled(randomised(Fire()), torch.zeros(SHAPE))
-    numbers = {count.instructions(model, [x.numpy() for x in (inputs(*SHAPE, seed=seed),)]) for seed in (1, 2)}
-    assert len(numbers) == 1 and numbers.pop() > model.manifest["macs"] / 4
+    numbers = {count.instructions(model, [inputs(*SHAPE, seed=seed).numpy()]) for seed in (1, 2)}
+    assert len(numbers) == 1
+    total, parts = numbers.pop(), count.profile(model)
+    assert [(layer, kernel) for layer, kernel, _ in parts] == [(k["layer"], k["kernel"]) for k in model.manifest["kernels"]]
+    assert total > sum(n for _, _, n in parts) > 0.99 * total > 0.99 * model.manifest["macs"] / 4
 
 
 @pytest.mark.parametrize("mcpu", ["generic", "cortex-a53", "cortex-a55", "cortex-a76"])
