@@ -27,6 +27,7 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
     from stages.compiler import toolchain
     from stages.compiler.api import compile_model
     from stages.compiler.target import CROSS
+    from stages.compiler.tuning.networks import Request, tune_networks
     from stages.schemes import Scheme
     from stages.tasks import load_network, make_task
 
@@ -41,6 +42,9 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
         "original": (load_network("pretrain/model.pt", task), None),
     }
     target = f"{c.target}:{c.mcpu}" if c.mcpu else c.target
+    if c.tune_minutes:
+        found = tune_networks([Request(module, task.example(), pruning) for module, pruning in networks.values()], c.target, c.tune_minutes, progress)
+        progress.say(f"tuned {len(found)} kinds of layers, {sum(verdict.gain > 1 for verdict in found)} of them got another tile")
     made = {}
     with bar(progress, "compiling", len(networks)):
         for name, (module, pruning) in networks.items():

@@ -138,6 +138,7 @@ class Compile:
     mcpu: str | None = tunable(None, "ARM processor to order instructions for, e.g. cortex-a55; null: generic")
     threads: int = tunable(1, "threads that the compiled network runs on", low=1, high=64)
     tolerance: float = tunable(0.001, "largest error against PyTorch, relative to the largest output", low=0)
+    tune_minutes: float = tunable(0.0, "minutes to spend on measuring which tiles are the fastest here, before compiling; what was found stays in the user's cache", low=0, duration=True)
 
 
 @dataclass(frozen=True)

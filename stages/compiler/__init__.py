@@ -1,8 +1,8 @@
-"""The compiler: a network and its scheme become one shared library with a plain C ABI. Public: compile_model, load_model, CompiledModel."""
+"""The compiler: a network and its scheme become one shared library with a plain C ABI. Public: compile_model, load_model, CompiledModel, tune."""
 
 from stages.compiler.model import CompiledModel, load_model
 
-__all__ = ["CompiledModel", "compile_model", "load_model"]
+__all__ = ["CompiledModel", "compile_model", "load_model", "tune"]
 
 
 def __getattr__(name: str) -> object:
@@ -10,4 +10,8 @@ def __getattr__(name: str) -> object:
         from stages.compiler.api import compile_model
 
         return compile_model
+    if name == "tune":
+        from stages.compiler.tuning.networks import tune
+
+        return tune
     raise AttributeError(name)

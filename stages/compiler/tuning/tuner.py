@@ -20,6 +20,8 @@ HOPELESS = 1.5  # times the cost of the rule's best by its model: not measured
 OTHER_RULE = 2.0  # a rule whose best is expected to be slower than another's by more than this isn't measured
 LEAST_GAIN = 0.01  # less than that is noise: the model's choice stays
 FINALISTS = 4
+HEAVY = 64 << 20  # bytes of weights: such a layer takes as long as it takes to read them, whatever the tile
+ROOM = 256 << 20  # bytes of packed weights that are timed together
 WRONG = 1e6  # the cost of a candidate that computes something else
 _ROUND, _FINAL = (30, 0.5), (100, 1.0)  # at most so many rounds and seconds for a batch
 
@@ -57,7 +59,8 @@ def _by_cost(layers: Sequence[tuple[Placed, float]], target: Target, known: Mapp
     first: dict[str, Placed] = {}
     for placed, milliseconds in layers:
         name = signature(placed)
-        if name is not None and (name not in known or select.decode(known[name]) is None):
+        weight = placed.step.weight
+        if name is not None and weight is not None and weight.nbytes <= HEAVY and (name not in known or select.decode(known[name]) is None):
             costs[name] = costs.get(name, 0.0) + milliseconds
             first.setdefault(name, placed)
     ordered = [first[name] for name in sorted(costs, key=lambda n: (-costs[n], n))]
@@ -75,9 +78,12 @@ def tune_layer(placed: Placed, target: Target, go_on: Callable[[], bool], most: 
     known = {c: before[text] for c in ranked if (text := database.key(_plain(c))) in before}
 
     def measure(batch: Sequence[Any]) -> dict[Any, float]:
-        costs, times = _race(placed, reference, batch, target, *_ROUND)
-        rows = [{"kind": "point", "signature": name, "choice": _plain(c), "cost": costs[c], **_figures(t)} for c, t in zip(batch, times[1:], strict=True)]
-        database.append(file, *rows)
+        costs: dict[Any, float] = {}
+        for part in _parts(batch, placed):
+            found, times = _race(placed, reference, part, target, *_ROUND)
+            rows = [{"kind": "point", "signature": name, "choice": _plain(c), "cost": found[c], **_figures(t)} for c, t in zip(part, times[1:], strict=True)]
+            database.append(file, *rows)
+            costs |= found
         return costs
 
     costs: dict[Any, float] = {}
@@ -108,6 +114,13 @@ def _ranked(placed: Placed, target: Target) -> list[Any]:
         if lowest <= OTHER_RULE * best:
             kept += [(cost, choice) for cost, choice in options if cost <= HOPELESS * lowest]
     return [choice for _, choice in sorted(kept, key=lambda found: found[0])]
+
+
+def _parts(batch: Sequence[Any], placed: Placed) -> list[Sequence[Any]]:
+    """``batch`` in parts whose packed weights together take about ROOM; Winograd's are up to 7 times the plain ones."""
+    assert placed.step.weight is not None
+    size = max(1, min(len(batch), ROOM // (4 * placed.step.weight.nbytes)))
+    return [batch[i : i + size] for i in range(0, len(batch), size)]
 
 
 def _race(placed: Placed, reference: Kernel, batch: Sequence[Any], target: Target, rounds: int, seconds: float) -> tuple[dict[Any, float], list[Times]]:
