@@ -17,6 +17,7 @@ from stages.compiler.arrange import arrange
 from stages.compiler.check import compare
 from stages.compiler.cross import CrossModel, notes
 from stages.compiler.fuse import fuse
+from stages.compiler.ir import Layout
 from stages.compiler.kernels.kernel import Kernel
 from stages.compiler.lower import lower
 from stages.compiler.model import CompiledModel
@@ -112,7 +113,7 @@ class Build:
             "tvm": cache.tvm_version(),
             "inputs": _ports(self.program.inputs, "input"),
             "outputs": _ports(self.program.outputs, "output"),
-            "kernels": [_row(kernel) for kernel in self.kernels],
+            "kernels": [_row(kernel, self.layouts) for kernel in self.kernels],
             "max_abs_err": measured.get("max_abs_err"),
             "max_abs_output": measured.get("max_abs_output"),
             "workspace_bytes": self.plan.total,
@@ -129,7 +130,12 @@ def _ports(ports: Sequence[tuple[str, tuple[int, ...]]], kind: str) -> list[dict
     return [{"name": name if kind == "input" else f"output{i}", "shape": list(shape), "dtype": "float32"} for i, (name, shape) in enumerate(ports)]
 
 
-def _row(kernel: Kernel) -> dict[str, Any]:
+def _row(kernel: Kernel, placed: Mapping[str, Layout]) -> dict[str, Any]:
+    """What the manifest tells of a kernel. ``bytes`` is all that a call reads and writes: packed weights and activations with their frames."""
     step = kernel.step
-    row = {"layer": step.name, "kernel": kernel.rule, "scheme": step.scheme.label, "tile": kernel.tile, "macs": kernel.macs, "reason": kernel.reason}
+    row: dict[str, Any] = {"layer": step.name, "kernel": kernel.rule, "scheme": step.scheme.label, "tile": kernel.tile, "macs": kernel.macs, "reason": kernel.reason}
+    if step.weight is not None:
+        row |= {"weight": list(step.weight.shape), "output": list(placed[step.output].shape)}
+    activations = sum(placed[name].size for name in {*step.inputs, step.output} if name in placed)
+    row["bytes"] = 4 * activations + sum(array.nbytes for array in kernel.data.values())
     return row | ({"tuned": kernel.tuned} if kernel.tuned else {})
