@@ -58,7 +58,8 @@ def _candidates(program: Program, target: Target) -> list[Resolution]:
     work: dict[Resolution, int] = {}
     for step in program.steps:
         if step.op == "conv" and step.scheme.pruning != "none" and can(step, program, target):
-            work[resolution(program, step.output)] = work.get(resolution(program, step.output), 0) + step.macs
+            here = resolution(program, step.inputs[0])
+            work[here] = work.get(here, 0) + step.macs
     return sorted(work, key=lambda r: -work[r])[:MOST]
 
 
@@ -78,7 +79,7 @@ def can(step: Step, program: Program, target: Target) -> bool:
         assert step.weight is not None
         a, kernel = step.attrs, step.weight.shape[2:]
         same = all(2 * a["padding"][i] == a["dilation"][i] * (kernel[i] - 1) for i in (0, 1)) and a["padding"][0] == a["padding"][1]
-        return wide and a["stride"] == (1, 1) and same and out[2:] == source[2:]
+        return wide and (a["stride"] == (2, 2) or (a["stride"] == (1, 1) and same and out[2:] == source[2:]))
     if step.op == "depthwise":
         return wide and step.attrs["dilation"] == (1, 1) and step.attrs["stride"] in ((1, 1), (2, 2))
     if step.op == "pool":

@@ -8,24 +8,28 @@ from __future__ import annotations
 from math import prod
 
 from stages.compiler.ir import Program, Step
-from stages.compiler.kernels import packing, planar, planar_conv, winograd_cost
+from stages.compiler.kernels import packing, planar, planar_conv, planar_strided, winograd_cost
 from stages.compiler.target import Target
 from stages.compiler.tiles import Window
 
-RELAYOUT = 0.65  # cycles per float
+RELAYOUT = (0.75, 1.8)  # cycles per float, in and beyond the second-level cache
+L2_FLOATS = 1 << 17
 DEPTHWISE = {1: 1.3, 2: 2.4}  # times the multiply-adds of full vectors, by stride
 
 
 def estimate(step: Step, program: Program, on_planes: bool, target: Target) -> float:
     """Cycles of ``step`` with its result on planes or pixel-major; 0 for what takes the same time either way."""
     if step.op == "relayout":
-        return RELAYOUT * prod(program.values[step.output].shape)
+        floats = prod(program.values[step.output].shape)
+        return RELAYOUT[floats > L2_FLOATS] * floats
     if step.op == "depthwise":
         return _depthwise(step, program, on_planes, target)
     if step.op != "conv" or program.values[step.output].shape[2:] == (1, 1):
         return 0.0
     assert step.weight is not None
     n, _, h, w = program.values[step.output].shape
+    if on_planes and step.attrs["stride"] != (1, 1):
+        return planar_strided.cycles(step.weight, (n, len(step.weight), h, w), target)
     if on_planes:
         flat = step.weight.reshape(len(step.weight), -1)
         return planar_conv.choose(flat, planar.layout((n, len(flat), h, w), step.attrs["padding"][0]), target)[0]

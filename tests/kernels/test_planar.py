@@ -64,6 +64,22 @@ def test_convolutions(batch: int, channels: int, filters: int, height: int, widt
 
 @settings(max_examples=25, deadline=None)
 @given(
+    channels=st.integers(1, 12),
+    filters=st.integers(1, 30),
+    height=st.integers(3, 30),
+    width=st.integers(8, 120),
+    kernel=st.sampled_from([1, 3, 5]),
+    activation=st.sampled_from([nn.ReLU, nn.SiLU]),
+    threads=st.integers(1, 3),
+)
+def test_strided_convolutions(channels: int, filters: int, height: int, width: int, kernel: int, activation: type, threads: int) -> None:
+    strided = nn.Conv2d(channels, filters, kernel, 2, kernel // 2)
+    model = on_planes(nn.Sequential(strided, activation(), nn.Conv2d(filters, 9, 3, padding=1)), 2, channels, height, width, threads=threads)
+    assert kernels(model) == ["boundary", "planar_strided", "planar_conv", "boundary"]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
     channels=st.integers(1, 9),
     height=st.integers(5, 20),
     width=st.integers(9, 40),

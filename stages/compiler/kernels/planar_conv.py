@@ -42,11 +42,13 @@ class Spec:
 def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     """The kernel of a "conv" step from planes to planes, None for any other."""
     step, source, out = placed.step, placed.inputs[0], placed.output
-    if step.op != "conv" or step.weight is None or step.bias is None or not (planar.is_plane(source) and planar.suits(placed)):
+    if step.op != "conv" or step.weight is None or step.bias is None or step.attrs["stride"] != (1, 1):
+        return None
+    if not (planar.is_plane(source) and planar.suits(placed)):
         return None
     flat = step.weight.reshape(len(step.weight), -1)  # planes come one after another, so positions do too
     _, groups, vectors = choose(flat, out, target)
-    data, kept = pack(flat, step.bias, groups, _offsets(placed))
+    data, kept = pack(flat, step.bias, groups, offsets(placed))
     count = _count(out, target)
     mask = 0
     if out.border[0]:  # the walk crosses frames
@@ -74,7 +76,7 @@ def _count(out: Layout, target: Target) -> int:
     return -(-planar.span(out) // target.lanes)
 
 
-def _offsets(placed: Placed) -> np.ndarray:
+def offsets(placed: Placed) -> np.ndarray:
     """Float offset of each position (channel, row, column) from the place of the output pixel."""
     step, source = placed.step, placed.inputs[0]
     assert step.weight is not None
@@ -93,7 +95,7 @@ def choose(flat: np.ndarray, out: Layout, target: Target) -> tuple[float, tuple[
         for vectors in range(1, min(count, 6) + 1):
             if filters * vectors + vectors + 1 > target.registers:
                 continue
-            groups = _groups(len(flat), filters)
+            groups = filter_groups(len(flat), filters)
             cost = out.shape[0] * sum(_cycles(flat, g, vectors, count, target) for g in groups)
             if best is None or cost < best[0]:
                 best = (cost, groups, vectors)
@@ -101,7 +103,8 @@ def choose(flat: np.ndarray, out: Layout, target: Target) -> tuple[float, tuple[
     return best
 
 
-def _groups(total: int, filters: int) -> tuple[Group, ...]:
+def filter_groups(total: int, filters: int) -> tuple[Group, ...]:
+    """``total`` filters in groups of ``filters``, the rest in one of its own."""
     whole, rest = divmod(total, filters)
     found = [Group(0, whole, filters, 1)] if whole else []
     return (*found, *([Group(whole * filters, 1, rest, 1)] if rest else []))
