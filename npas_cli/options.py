@@ -60,7 +60,8 @@ def field_flag(section: str, key: str) -> tuple[type, Any]:
     if kind.scalar is bool:
         return bool, typer.Option(None, f"{name}/--no-{name[2:]}", help=help, show_default=False)
     metavar = "|".join(meta["choices"]) if meta["choices"] and not kind.many else WORDS[kind.scalar]
-    return (list[str] if kind.many else str), typer.Option(None, name, metavar=metavar + (",..." if kind.many else ""), help=help, show_default=False)
+    names = [meta["flag"], name] if meta["flag"] else [name]
+    return (list[str] if kind.many else str), typer.Option(None, *names, metavar=metavar + (",..." if kind.many else ""), help=help, show_default=False)
 
 
 def _allowed(section: str, key: str) -> str:

@@ -22,13 +22,13 @@ from stages.errors import UsageError
 TARGETS = ("host", "android-arm64", "linux-arm64")  # what npas compile makes code for; each has its folder compile/<target>/
 
 
-def tunable(default: Any, help: str, *, choices: tuple[str, ...] = (), low: float | None = None, high: float | None = None, duration: bool = False) -> Any:
+def tunable(default: Any, help: str, *, choices: tuple[str, ...] = (), low: float | None = None, high: float | None = None, duration: bool = False, flag: str = "") -> Any:
     """A dataclass field with what the loader and --help need.
 
     ``low`` and ``high`` are inclusive bounds, for every element when the field is a list. ``duration`` marks a "how long" field (trials, epochs):
-    it is left out of the key of the resumable state, so that raising it continues a run instead of starting anew.
+    it is left out of the key of the resumable state, so that raising it continues a run instead of starting anew. ``flag`` is a shorter flag beside the one made of the name.
     """
-    return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high, "duration": duration})
+    return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high, "duration": duration, "flag": flag})
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Compile:
     mcpu: str | None = tunable(None, "ARM processor to order instructions for, e.g. cortex-a55; null: generic")
     threads: int = tunable(1, "threads that the compiled network runs on", low=1, high=64)
     tolerance: float = tunable(0.001, "largest error against PyTorch, relative to the largest output", low=0)
-    tune_minutes: float = tunable(0.0, "minutes to spend on measuring which tiles are the fastest here, before compiling; what was found stays in the user's cache", low=0, duration=True)
+    tune_minutes: float = tunable(0.0, "minutes to spend on measuring which tiles are the fastest here, before compiling; what was found stays in the user's cache", low=0, duration=True, flag="--tune")
 
 
 @dataclass(frozen=True)
