@@ -14,14 +14,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, Phase, given, reject, settings
+from hypothesis import strategies as st
 from kernel_kit import Fire, assert_equal, calibrated, inputs, randomised
+from random_networks import draw_network
+from test_fuzz import TOLERANCE, drawn_scheme
 from torch import Tensor, nn
 
 from stages.artifacts import cache_dir
 from stages.compiler import compile_model, count, cross, toolchain
 from stages.compiler.cross import CrossModel
 from stages.devices import emulator
-from stages.errors import UsageError
+from stages.errors import UnsupportedOperator, UsageError
 from stages.graph import trace
 from stages.schemes import Scheme, prune_, uniform_scheme
 
@@ -114,6 +118,43 @@ def test_code_ordered_for_newer_processors_runs_on_the_oldest(mcpu: str) -> None
     model = compiled(randomised(Fire()), torch.zeros(SHAPE), target=f"android-arm64:{mcpu}")
     assert model.manifest["target"]["mcpu"] == mcpu
     assert model.manifest["max_abs_err"] is not None
+
+
+@counted
+@pytest.mark.parametrize(("block", "most"), [(4, 0.45), (8, 0.46), (16, 0.42)])
+def test_sparse_kernels_hold_their_sums_in_registers(block: int, most: float) -> None:
+    """Four multiply-adds an instruction leave 0.25; loads, addresses and the loop take the rest. A tile that spills its accumulators, or a poor choice of layout, takes 0.5 and more."""
+    x = torch.zeros(1, 3, 28, 28)
+    module = nn.Sequential(nn.Conv2d(3, 128, 1), nn.ReLU(), nn.Conv2d(128, 128, 3, padding=1), nn.ReLU()).eval()
+    network, scheme = pruned(module, x, "block-punched", 5.0, block)
+    model = compiled(network, x, scheme)
+    heavy = max(model.manifest["kernels"], key=lambda k: k["macs"])
+    (instructions,) = [n for layer, kernel, n in count.profile(model) if (layer, kernel) == (heavy["layer"], heavy["kernel"])]
+    assert instructions < most * heavy["macs"]
+
+
+@settings(max_examples=15, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck), phases=(Phase.explicit, Phase.generate))
+@given(data=st.data())
+def test_random_graphs_and_schemes(data: st.DataObject) -> None:
+    """Every kind of kernel, as in tests/kernels/test_fuzz.py."""
+    torch.manual_seed(0)
+    module, shape = draw_network(data.draw, 3)
+    module, x = randomised(module), torch.zeros(shape)
+    graph = trace(module, x)
+    scheme = drawn_scheme(data, graph)
+    prune_(module, scheme)
+    threads = data.draw(st.sampled_from((1, 2)))
+    try:
+        model = compile_model(module, x, scheme, "android-arm64", threads, graph=graph, tolerance=TOLERANCE)
+    except UnsupportedOperator:  # of the front end, which knows no target
+        reject()
+    assert isinstance(model, CrossModel)
+    if threads > 1:
+        example = inputs(*shape)
+        with torch.inference_mode():
+            expected = module.double()(example.double())
+        for found, wanted in zip(Emulated(model, threads)(example.numpy()), expected, strict=True):
+            np.testing.assert_allclose(found, wanted.numpy(), rtol=0, atol=TOLERANCE * max(float(wanted.abs().max()), 1e-6))
 
 
 def test_one_executable_runs_several_networks(tmp_path: Path) -> None:

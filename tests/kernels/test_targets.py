@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 from kernel_kit import Fire, assert_equal, inputs, randomised
+from torch import nn
 
-from stages.compiler import api, cache, compile_model, target
+from stages.compiler import api, compile_model, target
+from stages.compiler.arrange import arrange
 from stages.compiler.fuse import fuse
 from stages.compiler.lower import lower
-from stages.compiler.plan import layouts
-from stages.compiler.select import select
+from stages.compiler.share import share
+from stages.compiler.shrink import shrink
 from stages.errors import UsageError
 from stages.graph import trace
 from stages.schemes import Scheme, prune_, uniform_scheme
@@ -35,16 +37,29 @@ def test_avx2(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     assert_equal(model, module, inputs(*SHAPE))
 
 
-def test_neon_code_is_generated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("block", [None, 4])
+def test_neon_code_is_generated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int | None) -> None:
+    """Object code only: tests/device/test_arm64.py runs it."""
     monkeypatch.setenv("NPAS_CACHE", str(tmp_path))
     module = randomised(Fire())
+    graph = trace(module, torch.zeros(SHAPE))
+    scheme = uniform_scheme(graph, "block-punched", 3.0, block) if block else Scheme()
+    prune_(module, scheme)
     tensors = {name: t.numpy() for name, t in module.state_dict().items()}
-    program = fuse(lower(trace(module, torch.zeros(SHAPE)), tensors, Scheme()))
-    placed = layouts(program, NEON)
-    _, objects, compiled = cache.objects([select(step, placed, NEON) for step in program.steps], NEON)
-    assert compiled == len(objects) > 5
-    machine = {np.frombuffer(path.read_bytes()[18:20], "<u2")[0] for path in objects.values()}
+    build = api.Build(graph, tensors, scheme, NEON, 1, "android-arm64")
+    assert len(build.objects) > 5
+    machine = {np.frombuffer(path.read_bytes()[18:20], "<u2")[0] for path in build.objects.values()}
     assert machine == {183}  # ELF e_machine of AArch64
+
+
+def test_fine_blocks_run_on_planes() -> None:
+    """Groups of 4 filters on NEON: one vector of channels asks for a load per multiply-add, pixels don't."""
+    module = nn.Sequential(nn.Conv2d(3, 64, 1), nn.Conv2d(64, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1)).eval()
+    graph = trace(module, torch.zeros(1, 3, 28, 28))
+    scheme = uniform_scheme(graph, "block-punched", 4.0, 4)
+    prune_(module, scheme)
+    program = share(shrink(fuse(lower(graph, {name: t.detach().numpy() for name, t in module.state_dict().items()}, scheme))), NEON)
+    assert arrange(program, NEON).planes
 
 
 def cpuinfo(flags: str, vendor: str = "GenuineIntel", family: str = "6") -> dict[str, str]:
