@@ -78,7 +78,7 @@ def _save_cross(made: Mapping[str, Any], folder: Path, progress: Progress) -> di
     from stages.compiler import count, cross, toolchain
 
     cross.write_runner(made, folder / "runner")
-    if toolchain.ndk():
+    if made["model"].target == "android-arm64" and toolchain.ndk():
         for name, model in made.items():
             model.save(folder / f"{name}.so")
     if not count.available():
