@@ -20,7 +20,7 @@ RULES = (
     *("depthwise", "winograd", "gather", "pool", "layer_norm", "softmax", "elementwise", "copy"),
 )
 # those that can be tuned: Choice (a frozen dataclass of what is tuned, with a ``handicap``), choices(placed, target) -> [(estimated cycles, Choice)], chosen(placed, scheme, target, choice) -> Kernel
-TUNABLE = ("winograd", "gather")
+TUNABLE = ("planar_conv", "winograd", "gather")
 
 
 def select(step: Step, layouts: Mapping[str, Layout], target: Target) -> Kernel:

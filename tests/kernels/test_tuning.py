@@ -22,6 +22,8 @@ from stages.compiler.target import resolve
 from stages.compiler.tuning import database, networks, tuner
 from stages.compiler.tuning.search import explore
 from stages.compiler.tuning.signature import density, signature
+from stages.graph import trace
+from stages.schemes import prune_, uniform_scheme
 
 TARGET = resolve("host")
 
@@ -176,6 +178,19 @@ def test_a_tuned_network_is_right_and_compiles_to_the_same_bytes() -> None:
     assert models[0].path.read_bytes() == models[1].path.read_bytes()
     assert_equal(models[0], module, inputs(1, 3, 20, 20))
     assert networks.tune(module, x, minutes=1, most=3) == []  # nothing is left to do
+
+
+def test_layers_on_planes_are_tuned_too() -> None:
+    module = randomised(nn.Sequential(nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 40, 1)))
+    x = torch.zeros(1, 32, 32, 32)
+    scheme = uniform_scheme(trace(module, x), "block-punched", 6.0, 8)
+    prune_(module, scheme)
+    networks.tune(module, x, scheme, minutes=1, most=4)
+    model = compile_model(module, x, scheme)
+    assert {(row["kernel"], row["tuned"]) for row in model.manifest["kernels"] if "tuned" in row} == {("planar_conv", "measured here")}
+    assert_equal(model, module, inputs(1, 32, 32, 32))
+    points = [json.loads(line) for line in database.path(TARGET).read_text().splitlines()]
+    assert all(row["cost"] < 10 for row in points if row["kind"] == "point")  # none is wrong
 
 
 def test_no_time_means_no_verdicts() -> None:

@@ -77,7 +77,7 @@ def chosen(placed: Placed, scheme: LayerScheme, target: Target, choice: Choice) 
 def choices(placed: Placed, target: Target) -> list[tuple[float, Choice]]:
     """(cycles by the model of tiles.py, Choice) of all that a "conv" step may choose from; none for any other step. The model doesn't tell the loop orders apart."""
     step = placed.step
-    if step.op != "conv" or step.weight is None:
+    if step.op != "conv" or step.weight is None or placed.output.planar:
         return []
     found = candidates(positions(step.weight), _walk(placed)[0], target, _window(step))
     return [(cost, Choice(t.lanes, t.vectors, t.rows, t.cols, outer)) for cost, t in found for outer in (True, False)]

@@ -39,37 +39,66 @@ class Spec:
     epilogue: Epilogue
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What is tuned: ``filters`` of a group, ``vectors`` of pixels of a tile, and whether the loop over pixels or that over groups is the outer one."""
+
+    filters: int
+    vectors: int
+    pixels_outer: bool
+
+    @property
+    def handicap(self) -> float:
+        """By how much it must win: nothing, all choices compute the same sums."""
+        return 1.0
+
+
 def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
-    """The kernel of a "conv" step from planes to planes, None for any other."""
-    step, source, out = placed.step, placed.inputs[0], placed.output
-    if step.op != "conv" or step.weight is None or step.bias is None or step.attrs["stride"] != (1, 1):
+    """The kernel of a "conv" step from planes to planes with the tile that a small model expects to be the fastest, None for any other."""
+    if not _takes(placed):
         return None
-    if not (planar.is_plane(source) and planar.suits(placed)):
-        return None
-    flat = step.weight.reshape(len(step.weight), -1)  # planes come one after another, so positions do too
+    assert placed.step.weight is not None
+    flat, out = placed.step.weight.reshape(len(placed.step.weight), -1), placed.output  # planes come one after another, so positions do too
     _, groups, vectors = choose(flat, out, target)
-    data, kept = pack(flat, step.bias, groups, offsets(placed))
+    order = _pixels_outer(_count(out, target), vectors, flat, placed.inputs[0], groups)
+    return chosen(placed, scheme, target, Choice(groups[0].lanes, vectors, order))
+
+
+def choices(placed: Placed, target: Target) -> list[tuple[float, Choice]]:
+    """(cycles by the model, Choice) of all that a "conv" step from planes to planes may choose from; none for any other. The model doesn't tell the loop orders apart."""
+    if not _takes(placed):
+        return []
+    assert placed.step.weight is not None
+    flat = placed.step.weight.reshape(len(placed.step.weight), -1)
+    return [(cost, Choice(groups[0].lanes, vectors, outer)) for cost, groups, vectors in _options(flat, placed.output, target) for outer in (True, False)]
+
+
+def chosen(placed: Placed, scheme: LayerScheme, target: Target, choice: Choice) -> Kernel:
+    """The kernel of a "conv" step from planes to planes with one of ``choices``."""
+    step, source, out = placed.step, placed.inputs[0], placed.output
+    assert step.weight is not None and step.bias is not None
+    flat = step.weight.reshape(len(step.weight), -1)
+    data, kept = pack(flat, step.bias, filter_groups(len(flat), choice.filters), offsets(placed))
     count = _count(out, target)
     mask = 0
     if out.border[0]:  # the walk crosses frames
         shift = np.zeros(round_up(len(data["b"]), planar.ALIGNED), np.float32)
         shift[: len(data["b"])] = data["b"]
         mask, data["b"] = len(shift), np.concatenate([shift, planar.inside(out, count, target.lanes)])
-    segments = tuple((g.start, g.count, g.lanes * g.vectors) for g in groups)
-    spec = Spec(source.image, out, planar.operands(placed), segments, vectors, _pixels_outer(count, vectors, flat, source, groups), mask, step.epilogue)
+    segments = tuple((g.start, g.count, g.lanes * g.vectors) for g in filter_groups(len(flat), choice.filters))
+    spec = Spec(source.image, out, planar.operands(placed), segments, choice.vectors, choice.pixels_outer, mask, step.epilogue)
     macs = kept * out.shape[0] * out.shape[2] * out.shape[3]
     sizes = "+".join(f"{c}x{f}" for _, c, f in segments)
     reason = f"{scheme.label}: planes, groups of filters {sizes}, {kept} of {flat.size} weights"
-    return Kernel(
-        "planar_conv",
-        spec,
-        step,
-        data,
-        f"{vectors}x{target.lanes} pixels x {segments[0][2]} channels",
-        macs,
-        reason,
-        units(n.dims for n in _nests(spec, target)),
-    )
+    label = f"{choice.vectors}x{target.lanes} pixels x {segments[0][2]} channels"
+    return Kernel("planar_conv", spec, step, data, label, macs, reason, units(n.dims for n in _nests(spec, target)), choice=choice)
+
+
+def _takes(placed: Placed) -> bool:
+    step = placed.step
+    if step.op != "conv" or step.weight is None or step.bias is None or step.attrs["stride"] != (1, 1):
+        return False
+    return planar.is_plane(placed.inputs[0]) and planar.suits(placed)
 
 
 def _count(out: Layout, target: Target) -> int:
@@ -89,18 +118,21 @@ def offsets(placed: Placed) -> np.ndarray:
 
 def choose(flat: np.ndarray, out: Layout, target: Target) -> tuple[float, tuple[Group, ...], int]:
     """(cycles by a small model, groups of filters, vectors of pixels per tile) for weights (o, positions)."""
-    best: tuple[float, tuple[Group, ...], int] | None = None
+    return min(_options(flat, out, target), key=lambda found: found[0])
+
+
+def _options(flat: np.ndarray, out: Layout, target: Target) -> list[tuple[float, tuple[Group, ...], int]]:
+    """The same for every grouping and tile that the registers hold."""
     count = _count(out, target)
+    found, kept = [], flat != 0
     for filters in sorted({min(f, len(flat)) for f in (4, 6, 8, 12, 16)}):
+        groups = filter_groups(len(flat), filters)
+        positions = [_positions(kept, group) for group in groups]
         for vectors in range(1, min(count, 6) + 1):
-            if filters * vectors + vectors + 1 > target.registers:
-                continue
-            groups = filter_groups(len(flat), filters)
-            cost = out.shape[0] * sum(_cycles(flat, g, vectors, count, target) for g in groups)
-            if best is None or cost < best[0]:
-                best = (cost, groups, vectors)
-    assert best is not None
-    return best
+            if filters * vectors + vectors + 1 <= target.registers:
+                cost = sum(_cycles(p, g, vectors, count, target) for p, g in zip(positions, groups, strict=True))
+                found.append((out.shape[0] * cost, groups, vectors))
+    return found
 
 
 def filter_groups(total: int, filters: int) -> tuple[Group, ...]:
@@ -110,9 +142,12 @@ def filter_groups(total: int, filters: int) -> tuple[Group, ...]:
     return (*found, *([Group(whole * filters, 1, rest, 1)] if rest else []))
 
 
-def _cycles(flat: np.ndarray, group: Group, vectors: int, count: int, target: Target) -> float:
-    part = (flat[group.start : group.start + group.count * group.lanes] != 0).reshape(group.count, group.lanes, -1).any(1)
-    positions = int(part.sum())
+def _positions(kept: np.ndarray, group: Group) -> int:
+    """Positions that all groups of ``group`` keep together."""
+    return int(kept[group.start : group.start + group.count * group.lanes].reshape(group.count, group.lanes, -1).any(1).sum())
+
+
+def _cycles(positions: int, group: Group, vectors: int, count: int, target: Target) -> float:
     total = 0.0
     for size, _, tiles in split(count, vectors):
         arithmetic = max(group.lanes * size * (1.0 if target.fused_narrow else 0.5), issue(group.lanes * size, group.lanes, size, target))

@@ -85,7 +85,7 @@ def chosen(placed: Placed, scheme: LayerScheme, target: Target, choice: Choice) 
 def _takes(placed: Placed) -> bool:
     """Whether ``placed`` is a convolution that Winograd's method can compute."""
     step = placed.step
-    if step.op != "conv" or step.weight is None or step.weight.shape[2:] != (TAPS, TAPS) or placed.inputs[0].planar:
+    if step.op != "conv" or step.weight is None or step.weight.shape[2:] != (TAPS, TAPS) or placed.inputs[0].planar or placed.output.planar:
         return False
     return bool(step.attrs["stride"] == (1, 1) and step.attrs["dilation"] == (1, 1))
 
