@@ -20,6 +20,7 @@ from stages.compiler.ir import Layout, Step
 from stages.compiler.kernels.kernel import Placed
 from stages.compiler.target import resolve
 from stages.compiler.tuning import database, networks, tuner
+from stages.compiler.tuning.harness import Times
 from stages.compiler.tuning.search import explore
 from stages.compiler.tuning.signature import density, signature
 from stages.graph import trace
@@ -178,6 +179,13 @@ def test_a_tuned_network_is_right_and_compiles_to_the_same_bytes() -> None:
     assert models[0].path.read_bytes() == models[1].path.read_bytes()
     assert_equal(models[0], module, inputs(1, 3, 20, 20))
     assert networks.tune(module, x, minutes=1, most=3) == []  # nothing is left to do
+
+
+def test_a_machine_of_two_speeds_does_not_decide() -> None:
+    """One lucky round of the candidate, all others equal."""
+    reference, lucky = Times((8.0,) * 9, 0.0), Times((4.0, *(8.0,) * 8), 0.0)
+    assert lucky.ratio(reference) == 1.0
+    assert Times((7.2,) * 9, 0.0).ratio(reference) == pytest.approx(0.9)
 
 
 def test_layers_on_planes_are_tuned_too() -> None:

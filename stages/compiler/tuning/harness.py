@@ -33,17 +33,23 @@ _SOURCE = Path(__file__).parent / "harness.c"
 
 @dataclass(frozen=True)
 class Times:
-    """Microseconds of one call over all rounds, and the largest difference to the first candidate's results, relative to the largest of these."""
+    """Microseconds of one call in each round, and the largest difference to the first candidate's results, relative to the largest of these."""
 
-    least: float
-    median: float
-    rounds: int
+    samples: tuple[float, ...]
     error: float
 
     @property
     def right(self) -> bool:
         """Whether it computes the same."""
         return self.error <= TOLERANCE
+
+    def ratio(self, reference: Times) -> float:
+        """How many times longer it takes than ``reference`` of the same rounds: by the shortest calls, or by the median of the rounds' ratios, whichever is larger.
+
+        The shortest calls are the most precise, unless the machine runs at two speeds and few rounds caught the higher one. The rounds' ratios don't mind that.
+        """
+        rounds = statistics.median(a / b for a, b in zip(self.samples, reference.samples, strict=True))
+        return max(min(self.samples) / min(reference.samples), rounds)
 
 
 class Harness:
@@ -80,7 +86,7 @@ class Harness:
 
 def _times(line: str) -> Times:
     _, error, *samples = (float(word) for word in line.split())
-    return Times(min(samples), statistics.median(samples), len(samples), error)
+    return Times(tuple(samples), error)
 
 
 @contextmanager

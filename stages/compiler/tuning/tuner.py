@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -132,7 +133,7 @@ def _race(placed: Placed, reference: Kernel, batch: Sequence[Any], target: Targe
         times = harness.time(range(len(kernels)), rounds, seconds)
     costs = {}
     for choice, found in zip(batch, times[1:], strict=True):
-        ratio = found.least / times[0].least * choice.handicap / reference.choice.handicap
+        ratio = found.ratio(times[0]) * choice.handicap / reference.choice.handicap
         costs[choice] = ratio if found.right else WRONG
     return costs, times
 
@@ -142,4 +143,5 @@ def _plain(choice: Any) -> database.Plain:
 
 
 def _figures(times: Times) -> dict[str, float]:
-    return {"min_us": round(times.least, 2), "median_us": round(times.median, 2), "rounds": times.rounds, "error": float(f"{times.error:.2g}")}
+    low, middle = min(times.samples), statistics.median(times.samples)
+    return {"min_us": round(low, 2), "median_us": round(middle, 2), "rounds": len(times.samples), "error": float(f"{times.error:.2g}")}
