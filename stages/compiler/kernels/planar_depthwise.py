@@ -14,7 +14,7 @@ from stages.compiler.kernels.units import split, units
 from stages.compiler.target import Target
 from stages.schemes.scheme import LayerScheme
 
-HELD = 9  # weights up to this many stay in registers
+HELD = 25  # weights up to this many stay in registers
 MOST_COLUMNS = 16  # vectors of a row that are written out; longer rows are looped over
 
 
@@ -50,8 +50,8 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
 
 
 def _rows(taps: int, stride: int, target: Target) -> int:
-    spare = target.registers - (taps if taps <= HELD else 1) - 4
-    return max(1, min(8 if stride == 1 else 4, spare // 2))
+    held = taps if taps <= HELD and taps + 6 <= target.registers else 0
+    return max(1, min(8 if stride == 1 else 4, target.registers - held - 3))
 
 
 def emit(spec: Spec, name: str, target: Target) -> Any:
@@ -84,7 +84,7 @@ def _plane(o: Any, spec: Spec, n: Any, c: Any, target: Target) -> None:
 
     places = list(columns(out.shape[3], target.narrow))
     lanes = places[0][1]
-    held = [weight(tap, lanes) for tap in range(taps)] if taps <= HELD else []
+    held = [weight(tap, lanes) for tap in range(taps)] if taps <= HELD and taps + 6 <= target.registers else []
 
     def get(tap: int) -> Any:
         return held[tap] if held else weight(tap, lanes)
