@@ -17,6 +17,7 @@ from stages.compiler.arrange import arrange
 from stages.compiler.check import compare
 from stages.compiler.cross import CrossModel, notes
 from stages.compiler.fuse import fuse
+from stages.compiler.gates import absorb_gates
 from stages.compiler.ir import Layout
 from stages.compiler.kernels.kernel import Kernel
 from stages.compiler.lower import lower
@@ -74,7 +75,7 @@ class Build:
     def __init__(self, graph: Graph, tensors: Mapping[str, np.ndarray], scheme: Scheme, target: Target, threads: int, name: str = HOST):
         self.graph, self.target, self.name = graph, target, name.partition(":")[0]
         arranged = arrange(share(shrink(fuse(lower(graph, tensors, scheme))), target), target)
-        self.program = arranged.program
+        self.program = absorb_gates(arranged.program, arranged.planes)
         self.layouts = layouts(self.program, target, arranged.planes)
         self.kernels = [select(step, self.layouts, target) for step in self.program.steps]
         self.plan = plan(self.program, self.layouts, max((k.scratch for k in self.kernels), default=0), threads)

@@ -110,6 +110,25 @@ def test_a_network_of_everything(threads: int, size: tuple[int, int]) -> None:
     assert {"planar_conv", "planar_depthwise", "planar_pool", "planar_elementwise", "relayout", "gather"} <= set(found)
 
 
+class Gated(nn.Module):
+    """Squeeze and excitation before a 1x1 convolution with a residual sum, filters that leave a remainder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand, self.squeeze, self.excite, self.project = nn.Conv2d(13, 27, 1), nn.Conv2d(27, 6, 1), nn.Conv2d(6, 27, 1), nn.Conv2d(27, 13, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.expand(x))
+        gate = torch.sigmoid(self.excite(torch.relu(self.squeeze(y.mean((2, 3), keepdim=True)))))
+        return x + self.project(y * gate)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_gates_go_into_the_weights_behind_them(threads: int) -> None:
+    assert "planar_elementwise" not in kernels(on_planes(Gated(), 1, 13, 20, 22, threads=threads))
+    assert "planar_elementwise" in kernels(on_planes(Gated(), 2, 13, 20, 22))  # each image has its own gate
+
+
 def test_a_residual_sum_and_a_strided_layer_between_planes() -> None:
     class Residual(nn.Module):
         def __init__(self) -> None:

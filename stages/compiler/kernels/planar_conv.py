@@ -37,6 +37,7 @@ class Spec:
     pixels_outer: bool
     mask: int  # float of operand b where the mask of the image begins, 0: none
     epilogue: Epilogue
+    gate: planar.Operand | None = None
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,17 @@ def chosen(placed: Placed, scheme: LayerScheme, target: Target, choice: Choice) 
         shift[: len(data["b"])] = data["b"]
         mask, data["b"] = len(shift), np.concatenate([shift, planar.inside(out, count, target.lanes)])
     segments = tuple((g.start, g.count, g.lanes * g.vectors) for g in filter_groups(len(flat), choice.filters))
-    spec = Spec(source.image, out, planar.operands(placed), segments, choice.vectors, choice.pixels_outer, mask, step.epilogue)
+    further = planar.operands(placed)
+    gate = further[-1] if step.attrs.get("gate") else None
+    if gate:
+        further = further[:-1]
+        data["ptr"] = np.concatenate([data["ptr"], _channels(data["idx"], source)])
+    spec = Spec(source.image, out, further, segments, choice.vectors, choice.pixels_outer, mask, step.epilogue, gate)
     macs = kept * out.shape[0] * out.shape[2] * out.shape[3]
     sizes = "+".join(f"{c}x{f}" for _, c, f in segments)
     reason = f"{scheme.label}: planes, groups of filters {sizes}, {kept} of {flat.size} weights"
     label = f"{choice.vectors}x{target.lanes} pixels x {segments[0][2]} channels"
-    return Kernel("planar_conv", spec, step, data, label, macs, reason, units(n.dims for n in _nests(spec, target)), choice=choice)
+    return Kernel("planar_conv", spec, step, data, label, macs, reason, units(n.dims for n in _nests(spec, target)), scratch=data["w"].nbytes if gate else 0, choice=choice)
 
 
 def _takes(placed: Placed) -> bool:
@@ -114,6 +120,11 @@ def offsets(placed: Placed) -> np.ndarray:
     cols = np.arange(kw) * step.attrs["dilation"][1] - step.attrs["padding"][1]
     grid = source.origin + np.arange(channels)[:, None, None] * source.channel + rows[:, None] * source.cols + cols
     return grid.ravel().astype(np.int32)
+
+
+def _channels(idx: np.ndarray, source: Layout) -> np.ndarray:
+    """The input channel of each entry of ``idx`` of a 1x1 convolution."""
+    return ((idx - source.origin) // source.channel).astype(np.int32)
 
 
 def choose(flat: np.ndarray, out: Layout, target: Target) -> tuple[float, tuple[Group, ...], int]:
@@ -187,10 +198,33 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
     nests = _nests(spec, target)
 
     def body(o: Any) -> None:
+        if spec.gate:
+            _scale_weights(o, spec, spec.gate)
+            o.w = o.s
         for nest in nests:
             tir.nest(o, units(n.dims for n in nests), nest.dims, _walker(o, spec, nest, target))
 
     return tir.function(name, body)
+
+
+def _scale_weights(o: Any, spec: Spec, gate: planar.Operand) -> None:
+    """All packed weights times the gate of their input channel, into scratch memory: every call does it for itself, they are few."""
+    from stages.compiler.kernels import tir
+
+    T = tir.T
+    gates = (o.e0, o.e1, o.e2)[len(spec.extras)]
+    every = sum(count for _, count, _ in spec.segments)
+    before = 0
+    for _, count, filters in spec.segments:
+        with T.serial(before, before + count) as group:
+            k0, entries, w0 = (T.Bind(o.ptr[group * 3 + i]) for i in range(3))
+            with T.serial(0, entries) as k:
+                factor = T.Bind(gates[o.ptr[k0 + k + 3 * every] + gate.origin])
+                at = T.Bind(w0 + k * filters)
+                for start, lanes in tir.widths(filters, (8, 4)):
+                    index = tir.at(at + start, lanes)
+                    T.buffer_store(o.s, o.w[index] * (T.broadcast(factor, lanes) if lanes > 1 else factor), [index])
+        before += count
 
 
 def _walker(o: Any, spec: Spec, nest: _Nest, target: Target) -> Callable[..., None]:
