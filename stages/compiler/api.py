@@ -51,7 +51,8 @@ def compile_model(
 ) -> CompiledModel:
     """``module`` (in eval mode, float32) compiled for inputs shaped like ``example``; its weights are copied.
 
-    ``scheme`` names what each layer was pruned to: its masks must already be applied. ``graph`` saves the tracing when the network was traced before.
+    ``target``: "host"; "android-arm64" or "linux-arm64", if need be with a processor to order instructions for ("android-arm64:cortex-a76"): such a model is a CrossModel, which can be saved but not called;
+    it is checked in qemu where that is installed, and ``manifest["notes"]`` says what was left out. ``scheme`` names what each layer was pruned to: its masks must already be applied. ``graph`` saves the tracing when the network was traced before.
     The library runs on up to ``threads`` threads; they share the work of each layer. Raises UnsupportedOperator, UsageError (a weight outside the scheme isn't zero) and, with ``check``, WrongOutput (further than ``tolerance`` times the largest output from PyTorch).
     """
     if not 1 <= threads <= MOST_THREADS:

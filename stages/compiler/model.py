@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -80,14 +81,23 @@ class CompiledModel:
 
 
 def load_model(path: str | Path) -> CompiledModel:
-    """The model that ``CompiledModel.save`` or ``npas compile`` wrote. ArtifactError when there is none, or it is something else."""
+    """The model that ``CompiledModel.save`` or ``npas compile`` wrote. ArtifactError when there is none, or it is something else; UsageError for another processor's."""
     path = Path(path)
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist.", "Make it with 'npas compile'.")
+    if _machine(path) not in (None, _machine(Path(sys.executable))):
+        raise UsageError(f"{path} was compiled for another processor and can't run here.", "Compile the network for target 'host'.")
     folder = tempfile.TemporaryDirectory(prefix="npas-model-")
     copy = Path(folder.name) / "model.so"
     shutil.copyfile(path, copy)  # the loader knows libraries by name: a file that was replaced since would come back as it was
     return CompiledModel(path, copy, keep=folder)
+
+
+def _machine(path: Path) -> bytes | None:
+    """The processor that an ELF file is for, None for any other file."""
+    with path.open("rb") as file:
+        head = file.read(20)
+    return head[18:] if head.startswith(b"\x7fELF") else None
 
 
 def _pointers(arrays: list[np.ndarray]) -> Any:

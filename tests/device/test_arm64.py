@@ -22,9 +22,9 @@ from test_fuzz import TOLERANCE, drawn_scheme
 from torch import Tensor, nn
 
 from stages.artifacts import cache_dir
-from stages.compiler import compile_model, count, cross, toolchain
+from stages.compiler import compile_model, count, cross, load_model, toolchain
 from stages.compiler.cross import CrossModel
-from stages.devices import emulator
+from stages.devices import emulator, runner
 from stages.errors import UnsupportedOperator, UsageError
 from stages.graph import trace
 from stages.schemes import Scheme, prune_, uniform_scheme
@@ -176,12 +176,33 @@ def test_saved_forms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = compiled(randomised(Fire()), torch.zeros(SHAPE))
     program = model.save(tmp_path / "network")
     assert program.read_bytes()[18:20] == b"\xb7\0"  # ELF e_machine of AArch64
+    with pytest.raises(UsageError, match="another processor"):
+        load_model(program)
     assert model.save(tmp_path / "face.a").read_bytes().startswith(b"!<arch>\n")
     names = subprocess.run([sys.executable, "-m", "ziglang", "ar", "t", tmp_path / "face.a"], capture_output=True, text=True, check=True).stdout.split()
     assert "model.o" in names and len(names) > 3
     with pytest.raises(UsageError, match="NDK"):
         model.save(tmp_path / "network.so")
     assert not (tmp_path / "network.so").exists()
+
+
+GLIBC = Path("/usr/aarch64-linux-gnu/lib/libc.so.6")
+
+
+@pytest.mark.skipif(
+    not GLIBC.exists() or platform.machine() == "aarch64", reason="no C library for dynamic ARM programs here (apt-get install libc6-arm64-cross)"
+)
+def test_a_linux_library_loads_and_runs_on_two_threads(tmp_path: Path) -> None:
+    module = randomised(Fire())
+    model = compiled(module, torch.zeros(SHAPE), threads=2, target="linux-arm64")
+    toolchain.prepare(toolchain.GLIBC, print)
+    library, program = model.save(tmp_path / "model.so"), tmp_path / "runner"
+    toolchain.run([*toolchain.zig(toolchain.GLIBC), "-O2", str(runner.SOURCE), "-ldl", "-o", str(program)], tmp_path)
+    command = [*(emulator.find() or []), "-L", str(GLIBC.parents[1])]
+    example = inputs(*SHAPE)
+    (found,) = emulator.outputs(command, program, str(library), model.manifest, [example.numpy()], threads=2)
+    with torch.no_grad():
+        np.testing.assert_allclose(found, module(example).numpy(), atol=1e-4)
 
 
 def test_it_can_not_be_called_here() -> None:
