@@ -62,7 +62,7 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     step = placed.step
     if step.op != "conv" or step.weight is None:
         return None
-    dims, weight = _walk(placed)[0], positions(step.weight)
+    dims, weight = walk(placed)[0], positions(step.weight)
     groups, tile = choose_groups(weight, dims, target, _window(step))
     choice = Choice(groups[0].lanes, groups[0].vectors, tile.rows, tile.cols, _pixels_outer(dims, tile, placed.inputs[0], step.weight))
     return _kernel(placed, scheme, target, choice, weight)
@@ -79,7 +79,7 @@ def choices(placed: Placed, target: Target) -> list[tuple[float, Choice]]:
     step = placed.step
     if step.op != "conv" or step.weight is None or placed.output.planar:
         return []
-    found = candidates(positions(step.weight), _walk(placed)[0], target, _window(step))
+    found = candidates(positions(step.weight), walk(placed)[0], target, _window(step))
     return [(cost, Choice(t.lanes, t.vectors, t.rows, t.cols, outer)) for cost, t in found for outer in (True, False)]
 
 
@@ -93,16 +93,17 @@ def _kernel(placed: Placed, scheme: LayerScheme, target: Target, choice: Choice,
     """``weight`` is the step's as (filters, positions)."""
     step, out = placed.step, placed.output
     assert step.weight is not None and step.bias is not None
-    dims, x, y, extras = _walk(placed)
+    dims, x, y, extras = walk(placed)
     groups = segments(weight.shape[0], choice.lanes, choice.vectors, target)
-    data, kept = pack(weight, step.bias, groups, _offsets(placed), visits(*step.weight.shape[1:]))
+    data, kept = pack(weight, step.bias, groups, offsets(placed), visits(*step.weight.shape[1:]))
     spec = Spec(dims, x[1:], y, out, extras, _segments(groups), choice.rows, choice.cols, choice.pixels_outer, step.epilogue)
     macs = kept * out.shape[0] * out.shape[2] * out.shape[3]
     label = Tile(choice.rows, choice.cols, choice.lanes, choice.vectors).label
     return Kernel("gather", spec, step, data, label, macs, _reason(scheme, groups, weight.size, kept), units(n.dims for n in _nests(spec)), choice=choice)
 
 
-def _walk(placed: Placed) -> tuple[tuple[int, int, int], View, View, tuple[View, ...]]:
+def walk(placed: Placed) -> tuple[tuple[int, int, int], View, View, tuple[View, ...]]:
+    """(images, rows, columns) of output pixels, and the views of the input's corresponding pixels, of the output and of the further operands, merged where they lie dense enough."""
     stride, (n, _, h, w) = placed.step.attrs["stride"], placed.output.shape
     source = placed.inputs[0]
     x = (0, source.image, source.row * stride[0], source.pitch * stride[1])
@@ -111,7 +112,7 @@ def _walk(placed: Placed) -> tuple[tuple[int, int, int], View, View, tuple[View,
     return dims, views[0], views[1], views[2:]
 
 
-def _offsets(placed: Placed) -> np.ndarray:
+def offsets(placed: Placed) -> np.ndarray:
     """Float offset of each position (channel, row, column) from the output pixel's place in the input."""
     attrs, source = placed.step.attrs, placed.inputs[0]
     assert placed.step.weight is not None
