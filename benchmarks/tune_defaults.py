@@ -1,8 +1,9 @@
 """Measure the tuning defaults that npas ships for this machine's instruction set, on the five benchmark networks, dense and pruned.
 
-    python benchmarks/tune_defaults.py [--minutes 30] [--most 20] [--networks vgg16,resnet18] [--write]
+    python benchmarks/tune_defaults.py [--minutes 30] [--most 20] [--networks vgg16,resnet18] [--isa avx2] [--write] [--compare 40]
 
-Takes up an earlier run where it stopped (its journal lies in $NPAS_CACHE). --write puts the verdicts into stages/compiler/tuning/shipped/.
+Takes up an earlier run where it stopped (its journal lies in $NPAS_CACHE). --write puts the verdicts into stages/compiler/tuning/shipped/. --compare times each network as the cost models alone
+compile it against the one that follows the database, in so many interleaved rounds. --isa avx2 measures AVX2 code on a processor that has AVX-512 too.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import argparse
 import copy
 import json
 import os
+import statistics
 import sys
+import time
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -20,14 +23,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from benchmarks.peers.networks import NETWORKS, build, example
-from stages.compiler.target import resolve
+from stages.compiler import select
+from stages.compiler.api import Build, prepare
+from stages.compiler.model import CompiledModel
+from stages.compiler.target import Target, resolve
 from stages.compiler.tuning import database
-from stages.compiler.tuning.networks import Request, tune_networks
+from stages.compiler.tuning.networks import Request, placed_layers
+from stages.compiler.tuning.tuner import tune_layers
+from stages.devices.probe import host_identity
 from stages.graph import trace
 from stages.progress import Silent
 from stages.schemes import prune_, uniform_scheme
 
-ROOT = Path(__file__).resolve().parent.parent
 BLOCK = 8
 
 
@@ -61,13 +68,54 @@ def requests(names: list[str]) -> list[Request]:
     return found
 
 
-def write() -> Path:
+def target_for(isa: str) -> Target:
+    """This machine, or what it would be without AVX-512."""
+    host = resolve("host")
+    if isa in ("", host.isa):
+        return host
+    if (isa, host.isa) == ("avx2", "avx512"):
+        return Target(host.triple, "znver3" if host.mcpu.startswith("znver") else "haswell", "avx2", 8, (8, 4), 16)
+    sys.exit(f"This machine can't measure {isa}.")
+
+
+def compare(names: list[str], asked: list[Request], target: Target, rounds: int) -> None:
+    """Print, for each network, how much faster it is than as the cost models alone compile it."""
+
+    def compiled(request: Request) -> CompiledModel:
+        return Build(*prepare(request.module, request.example, request.scheme, request.graph), target, 1).link()
+
+    print(f"{'':34}{'model ms':>10}{'tuned ms':>10}{'min':>8}{'median':>8}")
+    for request, name in zip(asked, labels(names), strict=True):
+        tuned, find = compiled(request), select.database.find
+        select.database.find = lambda signature, target: None  # type: ignore[assignment]
+        untuned = compiled(request)
+        select.database.find = find
+        x, samples = example(0).numpy(), ([], [])  # type: ignore[var-annotated]
+        for _ in range(rounds):
+            for model, found in zip((untuned, tuned), samples, strict=True):
+                model(x)
+                before = time.perf_counter()
+                model(x)
+                found.append((time.perf_counter() - before) * 1e3)
+        ratios = [a / b for a, b in zip(*samples, strict=True)]
+        changed = sum(a["tile"] != b["tile"] or a["kernel"] != b["kernel"] for a, b in zip(untuned.manifest["kernels"], tuned.manifest["kernels"], strict=True))
+        print(
+            f"{name:34}{min(samples[0]):10.3f}{min(samples[1]):10.3f}{min(samples[0]) / min(samples[1]):8.3f}{statistics.median(ratios):8.3f}  {changed} kernels differ",
+            flush=True,
+        )
+
+
+def labels(names: list[str]) -> list[str]:
+    """What ``requests`` returns, in words."""
+    return [f"{name} {kind}" for name in names for kind in ("dense", f"block-punched/{BLOCK} {NETWORKS[name]:g}x")]
+
+
+def write(target: Target) -> Path:
     """The verdicts of this machine's journal as the shipped file of its instruction set."""
-    target = resolve("host")
     rows = [json.loads(line) for line in database.path(target).read_text().splitlines()]
-    head = next(row for row in rows if row["kind"] == "device") | {"label": "measured"}
+    head = next(row for row in rows if row["kind"] == "device") | {"label": f"measured on {host_identity()['soc']}"}
     verdicts = {row["signature"]: row for row in rows if row["kind"] == "verdict"}
-    path = ROOT / "stages/compiler/tuning/shipped" / f"{target.isa}.jsonl"
+    path = database.shipped_path(target)
     path.parent.mkdir(exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in [head, *(verdicts[name] for name in sorted(verdicts))]))
     return path
@@ -79,13 +127,20 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--most", type=int, default=20, help="candidates measured for a signature")
     parser.add_argument("--networks", default=",".join(NETWORKS), help="comma-separated")
+    parser.add_argument("--isa", default="", help="default: this machine's")
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--compare", type=int, default=0, metavar="ROUNDS")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    names = options.networks.split(",")
+    target = target_for(options.isa)
+    asked = requests(names) if options.minutes or options.compare else []
     if options.minutes:
-        tune_networks(requests(options.networks.split(",")), "host", options.minutes, Lines(), options.most)
+        tune_layers(placed_layers(asked, target), target, options.minutes, Lines(), options.most)
     if options.write:
-        print(write())
+        print(write(target))
+    if options.compare:
+        compare(names, asked, target, options.compare)
 
 
 if __name__ == "__main__":

@@ -128,11 +128,10 @@ def test_own_measurements_outrank_shipped_ones_and_these_the_model(tmp_path: Pat
         return kernel.choice, kernel.tuned
 
     assert selected() == (model.choice, "model") and model.tuned == "model"
-    shipped = tmp_path / "shipped" / f"{TARGET.isa}.jsonl"
-    shipped.parent.mkdir()
+    monkeypatch.setattr(database, "_DEFAULTS", tmp_path / "shipped")
+    (tmp_path / "shipped").mkdir()
     row = {"kind": "verdict", "signature": signature(placed), "choice": database.plain("gather", one)}
-    shipped.write_text(json.dumps(row) + "\n")
-    monkeypatch.setattr(database, "_DEFAULTS", shipped.parent)
+    database.shipped_path(TARGET).write_text(json.dumps(row) + "\n")
     assert selected() == (one, "shipped")
     verdict(placed, other)
     assert selected() == (other, "measured here")

@@ -24,6 +24,8 @@ GENERATION = 1  # raise it when the kernels change so much that what was measure
 SCHEMA = "npas-tuning/1"
 MEASURED, SHIPPED, MODEL = "measured here", "shipped", "model"
 _DEFAULTS = Path(__file__).parent / "shipped"
+# Whose shipped measurements a processor uses. AVX2 is alike on AMD and Intel: two multiply-adds a cycle, 16 registers. AVX-512 isn't: Zen 4 runs half vectors at full speed, others don't.
+_LIKE = {"znver4": "avx512-znver4", "znver3": "avx2-znver3", "haswell": "avx2-znver3"}
 
 Plain = Mapping[str, Any]
 """A choice as the journal writes it: {"rule": "gather", "lanes": 16, ...}."""
@@ -47,8 +49,13 @@ def find(signature: str, target: Target) -> tuple[Plain, str] | None:
     own = read(path(target)).verdicts.get(signature)
     if own is not None:
         return own, MEASURED
-    shipped = read(_DEFAULTS / f"{target.isa}.jsonl").verdicts.get(signature)
+    shipped = read(shipped_path(target)).verdicts.get(signature)
     return (shipped, SHIPPED) if shipped is not None else None
+
+
+def shipped_path(target: Target) -> Path:
+    """The defaults for ``target``: verdicts measured on a processor of its kind. No file where nobody has measured one: the models choose."""
+    return _DEFAULTS / f"{_LIKE.get(target.mcpu, f'{target.isa}-{target.mcpu}')}.jsonl"
 
 
 def key(choice: Plain) -> str:

@@ -54,12 +54,15 @@ def tune_networks(requests: Sequence[Request], target: str, minutes: float, prog
     if target != "host":
         raise UsageError(f"Can't measure kernels for '{target}' on this machine.", "Tuning is for target host.")
     machine = resolve(target)
-    layers = [found for request in requests for found in _layers(request, machine)]
-    return tune_layers(layers, machine, minutes, progress, most)
+    return tune_layers(placed_layers(requests, machine), machine, minutes, progress, most)
+
+
+def placed_layers(requests: Sequence[Request], target: Target) -> list[tuple[Placed, float]]:
+    """The layers of all ``requests``, each where it lies, and the milliseconds that it takes as compiled now."""
+    return [found for request in requests for found in _layers(request, target)]
 
 
 def _layers(request: Request, target: Target) -> list[tuple[Placed, float]]:
-    """Each step of the network where it lies, and the milliseconds that it takes as compiled now."""
     build = Build(*prepare(request.module, request.example, request.scheme, request.graph), target, threads=1)
     times = build.link().profile(RUNS)
     return [(select.place(step, build.layouts), ms) for step, (_, _, ms) in zip(build.program.steps, times, strict=True)]
