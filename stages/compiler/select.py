@@ -21,12 +21,13 @@ RULES = (
 )
 # those that can be tuned: Choice (a frozen dataclass of what is tuned, with a ``handicap``), choices(placed, target) -> [(estimated cycles, Choice)], chosen(placed, scheme, target, choice) -> Kernel
 TUNABLE = ("planar_conv", "winograd", "gather")
+FIXED = ("matvec",)  # those that take a step (``takes``) whatever was measured of the rules behind them
 
 
 def select(step: Step, layouts: Mapping[str, Layout], target: Target) -> Kernel:
     """The kernel for ``step``: the choice of the tuning database where it has one. UnsupportedOperator when no rule takes it."""
     placed = place(step, layouts)
-    name = signature(placed)
+    name = None if any(_module(rule).takes(placed) for rule in FIXED) else signature(placed)
     found = database.find(name, target) if name is not None else None
     choice = decode(found[0]) if found is not None else None
     if found is None or choice is None:

@@ -144,6 +144,28 @@ def test_a_choice_that_no_rule_knows_is_left_to_the_model() -> None:
     assert kernel.tuned == "model"
 
 
+def test_a_rule_that_nobody_tunes_keeps_its_steps() -> None:
+    """Linear layers of one image stream their weights (matvec), whatever was measured of the gather kernel before."""
+    generator = np.random.default_rng(0)
+    step = Step(
+        "fc", "conv", ("x",), "y", {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)},
+        generator.standard_normal((64, 32, 1, 1), dtype=np.float32), np.zeros(64, np.float32),
+    )  # fmt: skip
+    placed = Placed(step, (Layout((1, 32, 1, 1), 32),), Layout((1, 64, 1, 1), 64))
+    (choice, *_) = (choice for found in select.choices(placed, TARGET) for _, choice in found)
+    verdict(placed, choice)
+    assert select.select(step, {"x": placed.inputs[0], "y": placed.output}, TARGET).rule == "matvec"
+
+
+def test_the_shipped_files_are_verdicts_that_this_version_understands() -> None:
+    files = sorted((Path(database.__file__).parent / "shipped").glob("*.jsonl"))
+    assert files
+    for file in files:
+        head, *rows = (json.loads(line) for line in file.read_text().splitlines())
+        assert head["kind"] == "device" and head["generation"] == database.GENERATION
+        assert rows and all(row["kind"] == "verdict" and select.decode(row["choice"]) is not None for row in rows)
+
+
 def test_the_same_choice_has_the_same_code_wherever_it_comes_from() -> None:
     from stages.compiler.cache import symbol
 
