@@ -135,6 +135,7 @@ class Compile:
     """Compile the pruned network for the device."""
 
     target: str = tunable("host", "host (this machine), or a 64-bit ARM device: a static executable", choices=TARGETS)
+    targets: tuple[str, ...] = tunable((), "further targets that the pipeline (dvc repro) compiles for", choices=TARGETS[1:])
     mcpu: str | None = tunable(None, "ARM processor to order instructions for, e.g. cortex-a55; null: generic")
     threads: int = tunable(1, "threads that the compiled network runs on", low=1, high=64)
     tolerance: float = tunable(0.001, "largest error against PyTorch, relative to the largest output", low=0)

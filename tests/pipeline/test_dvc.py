@@ -14,9 +14,11 @@ import yaml
 from npas_cli.commands import COMMANDS, Command
 from npas_cli.options import params_yaml
 from stages.artifacts import COLUMNS, SCHEMAS
-from stages.config import SECTIONS, Config, load
+from stages.config import SECTIONS, TARGETS, Config, load
 
-PIPELINE: dict[str, Any] = yaml.safe_load((walk.ROOT / "dvc.yaml").read_text())["stages"]
+STAGES: dict[str, Any] = yaml.safe_load((walk.ROOT / "dvc.yaml").read_text())["stages"]
+PIPELINE = {name: stage for name, stage in STAGES.items() if "foreach" not in stage}
+FOR_EACH_TARGET: dict[str, Any] = STAGES["compile_for"]["do"]
 COMPUTE_NOTHING = {"stages/errors.py", "stages/progress.py", "stages/config.py", "stages/__init__.py", "npas_cli/__init__.py"}
 BY_STAGE = [pytest.param(command, id=command.section) for command in COMMANDS]
 
@@ -76,8 +78,13 @@ def sections_read(start: Path) -> set[str]:
 def test_every_stage_runs_its_command_without_a_tunable_flag() -> None:
     assert list(PIPELINE) == [command.section for command in COMMANDS]
     for command in COMMANDS:
-        assert PIPELINE[command.section]["cmd"] in (f"npas {command.name}", f"npas {command.name} --quiet")
+        assert PIPELINE[command.section]["cmd"] in (f"npas {command.name}", f"npas {command.name} --quiet", "npas compile --target host")
         assert command.section in PIPELINE[command.section]["params"]
+
+
+def test_further_targets_are_compiled_from_the_same_files() -> None:
+    assert STAGES["compile_for"]["foreach"] == "${compile.targets}" and FOR_EACH_TARGET["cmd"] == "npas compile --target ${item}"
+    assert FOR_EACH_TARGET["deps"] == PIPELINE["compile"]["deps"] and FOR_EACH_TARGET["params"] == PIPELINE["compile"]["params"]
 
 
 @pytest.mark.parametrize("command", BY_STAGE)
@@ -88,6 +95,8 @@ def test_the_help_text_tells_the_same_files(command: Command) -> None:
 
 def test_every_artifact_has_one_maker_that_lies_in_its_folder() -> None:
     made = [out for stage in PIPELINE for out in outs(stage)]
+    for target in TARGETS[1:]:
+        made += [out.replace("${item}", target) for out in (*FOR_EACH_TARGET["outs"], *(next(iter(m)) for m in FOR_EACH_TARGET["metrics"]))]
     assert len(set(made)) == len(made) and {*SCHEMAS, *COLUMNS} <= set(made)
     for command in COMMANDS:
         assert all(out.split("/")[0] == command.section for out in outs(command.section) if out != "report.html")
