@@ -103,7 +103,22 @@ def test_every_scheme_on_every_kind_of_convolution(place: str, pruning: str, blo
         assert found["macs"] == kept * pixels
 
 
-def test_patterns_of_single_filters_run_as_unions_and_the_manifest_counts_them() -> None:
+@pytest.mark.parametrize(("rate", "kernel"), [(2.25, "winograd"), (12.0, "planar_conv")])
+def test_patterns_of_single_filters_run_filter_by_filter_on_planes_where_that_pays_else_dense(rate: float, kernel: str) -> None:
+    module, example = randomised(nn.Sequential(nn.Conv2d(64, 64, 3, 1, 1, groups=64), nn.Conv2d(64, 64, 3, 1, 1))), inputs(1, 64, 28, 28)
+    scheme = Scheme({"1": LayerScheme("keep", "pattern", rate, 1)})
+    kept = int(prune_(module, scheme)["1.weight"].sum())
+    model = compile_model(module, example, scheme)
+    assert_equal(model, module, inputs(1, 64, 28, 28, seed=7), tolerance=1e-4)
+    (found,) = [k for k in model.manifest["kernels"] if k["layer"] == "1"]
+    assert found["kernel"] == kernel
+    if kernel == "winograd":
+        assert "runs dense" in found["reason"]
+    else:
+        assert found["macs"] == kept * 28 * 28
+
+
+def test_strided_patterns_of_single_filters_run_as_unions_and_the_manifest_counts_them() -> None:
     model, kept = pruned(nn.Conv2d(64, 64, 3, 2, 1), (1, 64, 28, 28), LayerScheme("keep", "pattern", 8.0, 1))
     assert row(model)["macs"] > kept * 14 * 14
 

@@ -23,6 +23,11 @@ from stages.schemes.scheme import LayerScheme
 
 L2_BYTES = 512 * 1024
 _LOOP, _TILE = 0.6, 30.0  # cycles per position and per tile beside the arithmetic: addresses, loop; bias, epilogue, stores
+_SHARED = (4, 6, 8, 12, 16)  # filters of a group
+_SINGLE = (1, 2)  # the same for masks that filters don't share (per-filter patterns): half the speed per multiply-add, but none for nothing
+_MIXED = 1.1  # times the weights that a mask keeps: more in unions of four filters means that it isn't shared
+_CROSSING = 1.45  # times the cost of an aligned load, that of vectors of which most lie in two cache lines; four filters and more hide it
+_MOST_VECTORS = 12
 
 
 @dataclass(frozen=True)
@@ -136,14 +141,22 @@ def _options(flat: np.ndarray, out: Layout, target: Target) -> list[tuple[float,
     """The same for every grouping and tile that the registers hold."""
     count = _count(out, target)
     found, kept = [], flat != 0
-    for filters in sorted({min(f, len(flat)) for f in (4, 6, 8, 12, 16)}):
+    for filters in sorted({min(f, len(flat)) for f in group_sizes(kept)}):
         groups = filter_groups(len(flat), filters)
         positions = [_positions(kept, group) for group in groups]
-        for vectors in range(1, min(count, 6) + 1):
+        for vectors in range(1, min(count, _MOST_VECTORS) + 1):
             if filters * vectors + vectors + 1 <= target.registers:
                 cost = sum(_cycles(p, g, vectors, count, target) for p, g in zip(positions, groups, strict=True))
                 found.append((out.shape[0] * cost, groups, vectors))
     return found
+
+
+def group_sizes(kept: np.ndarray) -> tuple[int, ...]:
+    """Filters of a group worth a try for a mask (o, positions)."""
+    if len(kept) < 4:
+        return _SHARED
+    shared = _positions(kept, Group(0, len(kept) // 4, 4, 1)) * 4 <= _MIXED * np.count_nonzero(kept[: len(kept) // 4 * 4])
+    return _SHARED if shared else _SINGLE + _SHARED
 
 
 def filter_groups(total: int, filters: int) -> tuple[Group, ...]:
@@ -162,7 +175,8 @@ def _cycles(positions: int, group: Group, vectors: int, count: int, target: Targ
     total = 0.0
     for size, _, tiles in split(count, vectors):
         arithmetic = max(group.lanes * size * (1.0 if target.fused_narrow else 0.5), issue(group.lanes * size, group.lanes, size, target))
-        loads = 0.5 * (2 * size * (1 if target.fused_narrow else 0.5) + group.lanes + 1)
+        crossing = _CROSSING if group.lanes in _SINGLE else 1.0
+        loads = 0.5 * (2 * size * crossing * (1 if target.fused_narrow else 0.5) + group.lanes + 1)
         total += tiles * (positions * (max(arithmetic, loads) + 0.15 * loads + _LOOP) + group.count * (_TILE + 2 * group.lanes * size))
     return total
 
