@@ -194,7 +194,12 @@ sys.exit(main(sys.argv[2:]))
 
 
 def process(body: str, *arguments: str, folder: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", FAKE, body, "bench", *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "NO_COLOR": "1"})
+    """The command as a process of its own, that listens to Ctrl-C even where the tests themselves run in the background and don't."""
+    words = [sys.executable, "-c", FAKE, body, "bench", *arguments]
+    environment = {**os.environ, "NO_COLOR": "1"}
+    return subprocess.Popen(
+        words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    )
 
 
 def test_building_the_help_imports_nothing_heavy() -> None:
