@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -119,14 +119,21 @@ def adaptive_pool(lo: Lowering, layer: Layer) -> None:
 def mean(lo: Lowering, layer: Layer) -> None:
     """The mean over height and width, wherever these dimensions lie: global average pooling."""
     ref, dims = lo.ref(layer), layer.attrs["dims"]
-    n, c, h, w = lo.values[ref.value].shape
-    averaged = sorted((digit.axis, digit.size) for dim in dims for digit in ref.dims[dim])
-    if averaged != [(axis, size) for axis, size in ((H, h), (W, w)) if size > 1]:
+    if not _spans_the_image(lo, ref, dims):
+        ref = lo.in_order(layer)  # a copy in which they do
+    if not _spans_the_image(lo, ref, dims):
         lo.refuse(layer, f"mean over dimensions {tuple(dims)}")
+    n, c, h, w = lo.values[ref.value].shape
     made = lo.new(layer, (n, c, 1, 1))
     lo.add(layer, Step(layer.name, "pool", (ref.value,), made.value, {"kind": "avg", "rows": _adaptive(h, 1), "cols": _adaptive(w, 1)}), made)
     left = tuple(() if k in dims else dim for k, dim in enumerate(ref.dims) if k not in dims or layer.attrs["keepdim"])
     lo.refs[layer.name] = Ref(made.value, left)
+
+
+def _spans_the_image(lo: Lowering, ref: Ref, dims: Sequence[int]) -> bool:
+    """Whether these dimensions of a view are all rows and columns of its Value, and nothing else."""
+    _, _, h, w = lo.values[ref.value].shape
+    return sorted((digit.axis, digit.size) for dim in dims for digit in ref.dims[dim]) == [(axis, size) for axis, size in ((H, h), (W, w)) if size > 1]
 
 
 def layer_norm(lo: Lowering, layer: Layer) -> None:

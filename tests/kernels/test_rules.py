@@ -327,3 +327,16 @@ class TwoConcats(nn.Module):
 def test_a_value_that_two_concatenations_want_is_copied_once() -> None:
     model = check(randomised(TwoConcats()), (2, 12, 6, 7), tolerance=1e-4)
     assert sum(k["kernel"] == "copy" for k in model.manifest["kernels"]) == 1
+
+
+def test_the_mean_of_a_rearranged_image() -> None:
+    class Rearranged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.LayerNorm(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.norm(self.conv(x).permute(0, 2, 3, 1)).softmax(2)  # (n, h, w, c)
+            return y.mean((2, 3)), y.permute(0, 3, 2, 1).softmax(2).mean((2, 3))  # type: ignore[return-value]
+
+    check(randomised(Rearranged()), (2, 3, 6, 7))
