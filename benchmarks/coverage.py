@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.peers.networks import build
 from stages.compiler import compile_model
 from stages.errors import NpasError
 
@@ -40,21 +41,7 @@ COLUMNS = ("network", "input", "steps", "max_abs_err", "largest output", "compil
 
 def network(name: str, size: int) -> nn.Module:
     """torchvision's network ``name`` with random weights and gains; batch norms calibrated on noise."""
-    from stages.tasks.vision import torchvision
-
-    torch.manual_seed(0)
-    extra: dict[str, Any] = {"init_weights": True, "aux_logits": False} if name in AUXILIARY else {}
-    model = torchvision.models.get_model(name, weights=None, **extra).eval()
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    for norm in norms:
-        nn.init.uniform_(norm.weight, 0.7, 1.3)
-        nn.init.normal_(norm.bias, 0.0, 0.1)
-        norm.momentum = None  # a plain average over the calibration batch
-        norm.train()
-    if norms:
-        with torch.no_grad():
-            model(torch.randn(4, 3, size, size))
-    return model.eval()  # type: ignore[no-any-return]
+    return build(name, 0, size, **({"init_weights": True, "aux_logits": False} if name in AUXILIARY else {}))
 
 
 def measure(name: str, size: int) -> dict[str, Any]:

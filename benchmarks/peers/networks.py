@@ -31,12 +31,12 @@ def example(seed: int) -> torch.Tensor:
     return torch.randn(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed + 1))
 
 
-def build(name: str, seed: int) -> nn.Module:
-    """torchvision's network ``name`` in eval mode; the same weights for the same seed and versions."""
+def build(name: str, seed: int, size: int = SIZE, **options: object) -> nn.Module:
+    """torchvision's network ``name`` in eval mode, batch norms calibrated on noise of ``size`` x ``size`` pixels; the same weights for the same seed and versions."""
     from stages.tasks.vision import torchvision
 
     torch.manual_seed(seed)
-    model = torchvision.models.get_model(name, weights=None).eval()
+    model = torchvision.models.get_model(name, weights=None, **options).eval()
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
         nn.init.uniform_(norm.weight, 0.7, 1.3)
@@ -45,8 +45,8 @@ def build(name: str, seed: int) -> nn.Module:
         norm.train()
     if norms:
         with torch.no_grad():
-            model(torch.randn(8, 3, SIZE, SIZE))
-    return model.eval()
+            model(torch.randn(8, 3, size, size))
+    return model.eval()  # type: ignore[no-any-return]
 
 
 def channels_last(model: nn.Module) -> nn.Module:

@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 from stages.compiler.estimate import estimate
-from stages.compiler.ir import Layout, Program, Step, Value
-from stages.compiler.kernels import planar
-from stages.compiler.kernels.pool import runs
+from stages.compiler.ir import Layout, Program, Step
+from stages.compiler.kernels import planar, planar_conv, planar_depthwise, planar_elementwise, planar_pool, planar_strided
+from stages.compiler.plan import frame
 from stages.compiler.target import Target
 
 Resolution = tuple[int, int]
+RULES = {"conv": (planar_conv, planar_strided), "depthwise": (planar_depthwise,), "pool": (planar_pool,), "elementwise": (planar_elementwise,)}  # kernels on planes, by operation
 MOST = 6  # resolutions, the largest work first, of which all subsets are tried
 
 
@@ -65,35 +66,12 @@ def _candidates(program: Program, target: Target) -> list[Resolution]:
 
 def can(step: Step, program: Program, target: Target) -> bool:
     """Whether a kernel runs ``step`` on planes."""
-    name = step.output
-    if name not in program.values:
-        return step.op == "output" and step.inputs[0] not in program.views and resolution(program, step.inputs[0]) != (1, 1)
-    if name in program.views or any(x in program.views for x in step.inputs):
-        return False
-    out = program.values[name].shape
+    if step.output in program.views or any(name in program.views for name in step.inputs):
+        return False  # shared buffers are pixel-major
+    out = program.values[step.output].shape
     if step.op == "input":
         return out[2:] != (1, 1)
-    source = program.values[step.inputs[0]].shape
-    wide = out[3] >= target.narrow[-1]
-    if step.op == "conv":
-        assert step.weight is not None
-        a, kernel = step.attrs, step.weight.shape[2:]
-        same = all(2 * a["padding"][i] == a["dilation"][i] * (kernel[i] - 1) for i in (0, 1)) and a["padding"][0] == a["padding"][1]
-        return wide and (a["stride"] == (2, 2) or (a["stride"] == (1, 1) and same and out[2:] == source[2:]))
-    if step.op == "depthwise":
-        return wide and step.attrs["dilation"] == (1, 1) and step.attrs["stride"] in ((1, 1), (2, 2))
-    if step.op == "pool":
-        return _pools(step, out, wide, source)
-    return step.op == "elementwise" and source == out and out[2:] != (1, 1)
-
-
-def _pools(step: Step, out: tuple[int, ...], wide: bool, source: tuple[int, ...]) -> bool:
-    rows, cols = runs(step.attrs["rows"]), runs(step.attrs["cols"])
-    if len(rows) != 1 or len(cols) != 1 or (rows[0][5], cols[0][5]) != (rows[0][4], cols[0][4]):
-        return False
-    if out[2:] == (1, 1):
-        return source[2:] != (1, 1) and len(step.inputs) == 1
-    return wide and rows[0][3] == cols[0][3] and cols[0][3] in (1, 2)
+    return any(rule.fits(step, program.values[step.inputs[0]].shape, out, target) for rule in RULES.get(step.op, ()))
 
 
 def _rewritten(program: Program, chosen: Collection[Resolution], target: Target) -> tuple[Program, set[str]]:
@@ -115,17 +93,15 @@ def _rewritten(program: Program, chosen: Collection[Resolution], target: Target)
         return twin
 
     for step in program.steps:
-        name = step.output
-        first = name if step.op == "input" else step.inputs[0]
-        run = can(step, program, target) and resolution(program, first) in chosen
-        ins = list(step.inputs)
-        if step.op == "output":
+        name, ins = step.output, step.inputs
+        if step.op == "output":  # reads either
             steps.append(step)
             continue
+        run = can(step, program, target) and resolution(program, name if step.op == "input" else ins[0]) in chosen
         if step.op != "input":
             reads_either = step.op == "conv" and not run
-            ins = [x if i == 0 and reads_either else wanted(x, run) for i, x in enumerate(ins)]
-        steps.append(replace(step, inputs=tuple(ins)))
+            ins = tuple(x if i == 0 and reads_either else wanted(x, run) for i, x in enumerate(ins))
+        steps.append(replace(step, inputs=ins))
         if run and values[name].shape[2:] != (1, 1):
             on_planes.add(name)
     return replace(program, steps=tuple(steps), values=values), on_planes
@@ -136,18 +112,6 @@ def _geometry(program: Program, on_planes: Collection[str]) -> dict[str, Layout]
     pads: dict[Resolution, int] = {}
     for step in program.steps:
         if step.op in ("conv", "depthwise") and step.inputs[0] in on_planes:
-            assert step.weight is not None
-            here, reach = resolution(program, step.inputs[0]), _reach(step, program.values[step.inputs[0]], program.values[step.output])
-            pads[here] = max(pads.get(here, 0), reach)
+            here = resolution(program, step.inputs[0])
+            pads[here] = max(pads.get(here, 0), *frame(step, program.values[step.inputs[0]], program.values[step.output]))
     return {name: planar.layout(program.values[name].shape, pads.get(resolution(program, name), 0)) for name in on_planes}
-
-
-def _reach(step: Step, source: Value, out: Value) -> int:
-    """Pixels that a convolution reads beyond the image, on any side."""
-    assert step.weight is not None
-    found = 0
-    for axis in (0, 1):
-        pad, reach = step.attrs["padding"][axis], step.attrs["dilation"][axis] * (step.weight.shape[2 + axis] - 1)
-        last = (out.shape[2 + axis] - 1) * step.attrs["stride"][axis] + reach - pad
-        found = max(found, pad, last - source.shape[2 + axis] + 1)
-    return found

@@ -18,6 +18,10 @@ Epilogue = tuple[tuple[Any, ...], ...]
 (``inputs[1 + k]``), which has the output's shape or is one number a channel (height = width = 1)."""
 
 
+Shape = tuple[int, int, int, int]
+"""Images, channels, rows, columns."""
+
+
 @dataclass(frozen=True)
 class Value:
     """An activation: logical shape (n, c, h, w); a matrix (n, c) has h = w = 1."""

@@ -41,7 +41,7 @@ def _layout(value: Value, maker: Step | None, program: Program, target: Target) 
     border = (0, 0, 0, 0)
     for step in readers:
         if step.op in ("conv", "depthwise") and step.inputs[0] == value.name:
-            need = _frame(step, value, program.values[step.output])
+            need = frame(step, value, program.values[step.output])
             border = (max(border[0], need[0]), max(border[1], need[1]), max(border[2], need[2]), max(border[3], need[3]))
     planar = maker is not None and maker.op == "input" and value.shape[2:] != (1, 1) and all(s.op == "conv" and value.name not in s.inputs[1:] for s in readers)
     return Layout(value.shape, 1 if planar else _pitch(value, target), border, planar)
@@ -58,7 +58,7 @@ def _pitch(value: Value, target: Target) -> int:
     return pitch + LINE // 4 if value.shape[2:] != (1, 1) and lines % CROWDED == 0 else pitch
 
 
-def _frame(step: Step, source: Value, out: Value) -> tuple[int, int, int, int]:
+def frame(step: Step, source: Value, out: Value) -> tuple[int, int, int, int]:
     """(top, left, bottom, right) pixels beyond the image that a convolution reads."""
     assert step.weight is not None
     first, behind = [], []

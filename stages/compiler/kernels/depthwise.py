@@ -38,10 +38,9 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
         return None
     source, attrs, (kh, kw) = placed.inputs[0], step.attrs, step.weight.shape[2:]
     origin = source.origin - attrs["padding"][0] * source.row - attrs["padding"][1] * source.pitch
-    further = tuple(e.view if mode == "full" else (0, e.image, 0, 0) for e, mode in zip(placed.inputs[1:], placed.modes, strict=True))
     n, c, h, w = out.shape
     pixels = _pixels(w, kh * kw, target)
-    spec = Spec((n, h, w), (origin, source.image, source.row, source.pitch), out, further, (kh, kw), attrs["stride"], attrs["dilation"], pixels, step.epilogue)
+    spec = Spec((n, h, w), (origin, source.image, source.row, source.pitch), out, placed.extras, (kh, kw), attrs["stride"], attrs["dilation"], pixels, step.epilogue)
     macs, data = c * kh * kw * n * h * w, _pack(step.weight, step.bias, out.width)
     return Kernel("depthwise", spec, step, data, f"1x{pixels} pixels", macs, "depthwise: one filter a channel", _units(spec, target))
 

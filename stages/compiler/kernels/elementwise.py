@@ -32,10 +32,9 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     if step.op != "elementwise":
         return None
     n, _, h, w = out.shape
-    further = tuple(e.view if mode == "full" else (0, e.image, 0, 0) for e, mode in zip(placed.inputs[1:], placed.modes, strict=True))
     x = placed.inputs[0]
     source = x.view if x.shape == out.shape else (0, x.image, 0, 0)
-    dims, views = merge((n, h, w), (source, out.view, *further))
+    dims, views = merge((n, h, w), (source, out.view, *placed.extras))
     data = {}
     if ("affine",) in step.epilogue:
         data = {"w": padded(step.attrs["scale"], out.width), "b": padded(step.attrs["shift"], out.width)}

@@ -107,8 +107,7 @@ def walk(placed: Placed) -> tuple[tuple[int, int, int], View, View, tuple[View, 
     stride, (n, _, h, w) = placed.step.attrs["stride"], placed.output.shape
     source = placed.inputs[0]
     x = (0, source.image, source.row * stride[0], source.pitch * stride[1])
-    further = tuple(e.view if mode == "full" else (0, e.image, 0, 0) for e, mode in zip(placed.inputs[1:], placed.modes, strict=True))
-    dims, views = merge((n, h, w), (x, placed.output.view, *further))
+    dims, views = merge((n, h, w), (x, placed.output.view, *placed.extras))
     return dims, views[0], views[1], views[2:]
 
 

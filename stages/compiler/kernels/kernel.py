@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.compiler.ir import Layout, Step
+from stages.compiler.ir import Layout, Step, View
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,11 @@ class Placed:
     def modes(self) -> tuple[str, ...]:
         """How each further operand is read: "full" (pixel by pixel) or "channel" (one number a channel)."""
         return tuple("full" if x.shape == self.output.shape else "channel" for x in self.inputs[1:])
+
+    @property
+    def extras(self) -> tuple[View, ...]:
+        """The walks over the further operands that go with a walk over the result's pixels, pixel-major; one number a channel stays where it is."""
+        return tuple(x.view if mode == "full" else (0, x.image, 0, 0) for x, mode in zip(self.inputs[1:], self.modes, strict=True))
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,7 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     if step.op != "layer_norm" or out.planar or placed.inputs[0].planar:
         return None
     n, c, h, w = out.shape
-    further = tuple(e.view if mode == "full" else (0, e.image, 0, 0) for e, mode in zip(placed.inputs[1:], placed.modes, strict=True))
-    dims, views = merge((n, h, w), (placed.inputs[0].view, out.view, *further))
+    dims, views = merge((n, h, w), (placed.inputs[0].view, out.view, *placed.extras))
     data = {"w": padded(step.attrs["scale"], out.width), "b": padded(step.attrs["shift"], out.width)}
     spec = Spec(dims, c, views[0], views[1], out, views[2:], step.attrs["eps"], step.epilogue)
     return Kernel("layer_norm", spec, step, data, "", 0, "mean and variance of each pixel's channels", units([dims]))

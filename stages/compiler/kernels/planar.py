@@ -1,7 +1,7 @@
 """Planes: NCHW activations for kernels whose vectors run along pixels. What these kernels share: the Layout, loops over a plane, frames.
 
 Groups of 4 or 8 filters fill vectors of 4 or 8 channels only; along pixels a vector is always full, and each loaded vector of pixels serves all filters of the group. So fine blocks run as
-fast as coarse ones (kernels.md: "pix"). All planes of one resolution have the same geometry: a frame of ``pad`` zero columns before each row, which is also the frame behind the row above, and
+fast as coarse ones. All planes of one resolution have the same geometry: a frame of ``pad`` zero columns before each row, which is also the frame behind the row above, and
 ``pad`` zero rows above and below. A convolution that keeps the resolution is then a walk along flat vectors: a neighbour is a constant distance away, and results in frame columns are
 replaced by zeros when they are stored.
 """
@@ -55,9 +55,9 @@ def operands(placed: Placed) -> tuple[Operand, ...]:
 
 
 def suits(placed: Placed) -> bool:
-    """Whether result and all full operands of a step are planes."""
+    """Whether operand, result and all full further operands of a step are planes."""
     full = [x for mode, x in zip(placed.modes, placed.inputs[1:], strict=True) if mode == "full"]
-    return all(is_plane(x) for x in (placed.output, *full))
+    return all(is_plane(x) for x in (placed.inputs[0], placed.output, *full))
 
 
 def span(layout: Layout) -> int:
@@ -65,9 +65,14 @@ def span(layout: Layout) -> int:
     return (layout.shape[2] - 1) * layout.cols + layout.shape[3]
 
 
-def inside(layout: Layout, vectors: int, lanes: int) -> np.ndarray:
-    """For each float of a flat walk of ``vectors`` vectors 1 in the image, 0 in the frame."""
-    place = np.arange(vectors * lanes)
+def vectors(layout: Layout, lanes: int) -> int:
+    """Vectors of a flat walk over a plane."""
+    return -(-span(layout) // lanes)
+
+
+def inside(layout: Layout, lanes: int) -> np.ndarray:
+    """For each float of a flat walk 1 in the image, 0 in the frame."""
+    place = np.arange(vectors(layout, lanes) * lanes)
     return ((place % layout.cols < layout.shape[3]) & (place < span(layout))).astype(np.float32)
 
 

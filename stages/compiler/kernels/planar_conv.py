@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.compiler.ir import Epilogue, Layout, round_up
+from stages.compiler.ir import Epilogue, Layout, Shape, Step, round_up
 from stages.compiler.kernels import planar
 from stages.compiler.kernels.kernel import Kernel, Placed
 from stages.compiler.kernels.packing import Group, pack
@@ -61,18 +61,18 @@ class Choice:
 
 def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     """The kernel of a "conv" step from planes to planes with the tile that a small model expects to be the fastest, None for any other."""
-    if not _takes(placed):
+    if not _takes(placed, target):
         return None
     assert placed.step.weight is not None
     flat, out = placed.step.weight.reshape(len(placed.step.weight), -1), placed.output  # planes come one after another, so positions do too
     _, groups, vectors = choose(flat, out, target)
-    order = _pixels_outer(_count(out, target), vectors, flat, placed.inputs[0], groups)
+    order = _pixels_outer(planar.vectors(out, target.lanes), vectors, flat, placed.inputs[0], groups)
     return chosen(placed, scheme, target, Choice(groups[0].lanes, vectors, order))
 
 
 def choices(placed: Placed, target: Target) -> list[tuple[float, Choice]]:
     """(cycles by the model, Choice) of all that a "conv" step from planes to planes may choose from; none for any other. The model doesn't tell the loop orders apart."""
-    if not _takes(placed):
+    if not _takes(placed, target):
         return []
     assert placed.step.weight is not None
     flat = placed.step.weight.reshape(len(placed.step.weight), -1)
@@ -84,14 +84,14 @@ def chosen(placed: Placed, scheme: LayerScheme, target: Target, choice: Choice) 
     step, source, out = placed.step, placed.inputs[0], placed.output
     assert step.weight is not None and step.bias is not None
     flat = step.weight.reshape(len(step.weight), -1)
-    data, kept = pack(flat, step.bias, filter_groups(len(flat), choice.filters), offsets(placed))
-    count = _count(out, target)
+    groups = filter_groups(len(flat), choice.filters)
+    data, kept = pack(flat, step.bias, groups, offsets(placed))
     mask = 0
     if out.border[0]:  # the walk crosses frames
         shift = np.zeros(round_up(len(data["b"]), planar.ALIGNED), np.float32)
         shift[: len(data["b"])] = data["b"]
-        mask, data["b"] = len(shift), np.concatenate([shift, planar.inside(out, count, target.lanes)])
-    segments = tuple((g.start, g.count, g.lanes * g.vectors) for g in filter_groups(len(flat), choice.filters))
+        mask, data["b"] = len(shift), np.concatenate([shift, planar.inside(out, target.lanes)])
+    segments = tuple((g.start, g.count, g.lanes * g.vectors) for g in groups)
     further = planar.operands(placed)
     gate = further[-1] if step.attrs.get("gate") else None
     if gate:
@@ -105,15 +105,17 @@ def chosen(placed: Placed, scheme: LayerScheme, target: Target, choice: Choice) 
     return Kernel("planar_conv", spec, step, data, label, macs, reason, units(n.dims for n in _nests(spec, target)), scratch=data["w"].nbytes if gate else 0, choice=choice)
 
 
-def _takes(placed: Placed) -> bool:
+def fits(step: Step, source: Shape, out: Shape, target: Target) -> bool:
+    """Whether a "conv" step keeps the resolution, so that a flat walk does it."""
+    assert step.weight is not None
+    (top, left), dilation, kernel = step.attrs["padding"], step.attrs["dilation"], step.weight.shape[2:]
+    centred = top == left and all(2 * top == d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
+    return step.attrs["stride"] == (1, 1) and centred and out[2:] == source[2:] and out[3] >= target.narrow[-1]
+
+
+def _takes(placed: Placed, target: Target) -> bool:
     step = placed.step
-    if step.op != "conv" or step.weight is None or step.bias is None or step.attrs["stride"] != (1, 1):
-        return False
-    return planar.is_plane(placed.inputs[0]) and planar.suits(placed)
-
-
-def _count(out: Layout, target: Target) -> int:
-    return -(-planar.span(out) // target.lanes)
+    return step.op == "conv" and planar.suits(placed) and fits(step, placed.inputs[0].shape, placed.output.shape, target)
 
 
 def offsets(placed: Placed) -> np.ndarray:
@@ -139,7 +141,7 @@ def choose(flat: np.ndarray, out: Layout, target: Target) -> tuple[float, tuple[
 
 def _options(flat: np.ndarray, out: Layout, target: Target) -> list[tuple[float, tuple[Group, ...], int]]:
     """The same for every grouping and tile that the registers hold."""
-    count = _count(out, target)
+    count = planar.vectors(out, target.lanes)
     found, kept = [], flat != 0
     for filters in sorted({min(f, len(flat)) for f in group_sizes(kept)}):
         groups = filter_groups(len(flat), filters)
@@ -198,7 +200,7 @@ class _Nest:
 
 def _nests(spec: Spec, target: Target) -> list[_Nest]:
     found = []
-    for size, first, tiles in split(_count(spec.out, target), spec.vectors):
+    for size, first, tiles in split(planar.vectors(spec.out, target.lanes), spec.vectors):
         for index, (_, count, _) in enumerate(spec.segments):
             dims = (spec.out.shape[0], tiles, count) if spec.pixels_outer else (spec.out.shape[0], count, tiles)
             found.append(_Nest(dims, size, first, index))
@@ -247,7 +249,7 @@ def _walker(o: Any, spec: Spec, nest: _Nest, target: Target) -> Callable[..., No
     T = tir.T
     start, _, filters = spec.segments[nest.segment]
     before = sum(count for _, count, _ in spec.segments[: nest.segment])
-    written = _count(spec.out, target) * target.lanes
+    written = planar.vectors(spec.out, target.lanes) * target.lanes
 
     def visit(n: Any, second: Any, third: Any) -> None:
         tile, g = (second, third) if spec.pixels_outer else (third, second)

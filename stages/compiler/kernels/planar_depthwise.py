@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.compiler.ir import Epilogue, Layout
+from stages.compiler.ir import Epilogue, Layout, Shape, Step
 from stages.compiler.kernels import planar
 from stages.compiler.kernels.kernel import Kernel, Placed
 from stages.compiler.kernels.units import split, units
@@ -33,12 +33,10 @@ class Spec:
 
 def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     """The kernel of a "depthwise" step from planes to planes, None for any other and for dilated ones."""
-    step, out = placed.step, placed.output
-    if step.op != "depthwise" or step.weight is None or step.bias is None or not (planar.is_plane(placed.inputs[0]) and planar.suits(placed)):
+    step, source, out, a = placed.step, placed.inputs[0], placed.output, placed.step.attrs
+    if step.op != "depthwise" or not planar.suits(placed) or not fits(step, source.shape, out.shape, target):
         return None
-    a, source = step.attrs, placed.inputs[0]
-    if a["dilation"] != (1, 1) or a["stride"] not in ((1, 1), (2, 2)) or max(a["padding"]) > source.border[0] or out.shape[3] < target.narrow[-1]:
-        return None
+    assert step.weight is not None and step.bias is not None and max(a["padding"]) <= source.border[0]
     n, c, h, w = out.shape
     kh, kw = step.weight.shape[2:]
     origin = source.origin - a["padding"][0] * source.cols - a["padding"][1]
@@ -47,6 +45,11 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     data = {"w": np.ascontiguousarray(step.weight.reshape(c, -1)).ravel(), "b": step.bias}
     macs = c * kh * kw * n * h * w
     return Kernel("planar_depthwise", spec, step, data, f"{rows} rows", macs, "depthwise: one filter a plane", units([(n, c)]))
+
+
+def fits(step: Step, source: Shape, out: Shape, target: Target) -> bool:
+    """Whether a "depthwise" step has a stride for which rows can be loaded, and no dilation."""
+    return step.attrs["dilation"] == (1, 1) and step.attrs["stride"] in ((1, 1), (2, 2)) and out[3] >= target.narrow[-1]
 
 
 def _rows(taps: int, stride: int, target: Target) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.compiler.ir import Epilogue, Layout, round_up
+from stages.compiler.ir import Epilogue, Layout, Shape, Step, round_up
 from stages.compiler.kernels import planar
 from stages.compiler.kernels.kernel import Kernel, Placed
 from stages.compiler.kernels.units import units
@@ -29,13 +29,13 @@ class Spec:
 def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     """The kernel of an "elementwise" step on planes, None for any other."""
     step, out, source = placed.step, placed.output, placed.inputs[0]
-    if step.op != "elementwise" or not (planar.is_plane(source) and planar.suits(placed)) or source.shape != out.shape:
+    if step.op != "elementwise" or not planar.suits(placed) or not fits(step, source.shape, out.shape, target):
         return None
     channels = out.shape[1]
     affine = ("affine",) in step.epilogue
     shift = np.zeros(round_up(channels, planar.ALIGNED), np.float32)
     shift[:channels] = step.attrs["shift"] if affine else 0
-    data = {"b": np.concatenate([shift, planar.inside(out, _count(out, target), target.lanes)])}
+    data = {"b": np.concatenate([shift, planar.inside(out, target.lanes)])}
     if affine:
         data["w"] = np.asarray(step.attrs["scale"], np.float32)
     names = ", ".join(str(item[0]) for item in step.epilogue) or "copy"
@@ -43,8 +43,9 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     return Kernel("planar_elementwise", spec, step, data, "", 0, f"planes: {names}", units([out.shape[:2]]))
 
 
-def _count(out: Layout, target: Target) -> int:
-    return -(-planar.span(out) // target.lanes)
+def fits(step: Step, source: Shape, out: Shape, target: Target) -> bool:
+    """Whether an "elementwise" step goes over an image."""
+    return source == out and out[2:] != (1, 1)
 
 
 def emit(spec: Spec, name: str, target: Target) -> Any:
@@ -54,9 +55,9 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
     T, lanes, out = tir.T, target.lanes, spec.out
 
     def plane(o: Any, n: Any, c: Any) -> None:
-        planar.zero_outside(o, T.Bind(n * out.image + c * out.channel), out, _count(out, target) * lanes, target.narrow)
+        planar.zero_outside(o, T.Bind(n * out.image + c * out.channel), out, planar.vectors(out, lanes) * lanes, target.narrow)
         source = T.Bind(spec.x[0] + n * spec.x[1] + c * spec.x[2])
-        with T.serial(0, _count(out, target)) as v:
+        with T.serial(0, planar.vectors(out, lanes)) as v:
             value = T.Bind(o.x[tir.at(source + v * lanes, lanes)])
             mask = T.Bind(o.b[tir.at(v * lanes + spec.mask, lanes)])
             planar.finish(o, value, spec.epilogue, spec.extras, n, c, v * lanes, lanes, out, mask)

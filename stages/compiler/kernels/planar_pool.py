@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from stages.compiler.ir import Epilogue, Layout
+from stages.compiler.ir import Epilogue, Layout, Shape, Step
 from stages.compiler.kernels import planar
 from stages.compiler.kernels.kernel import Kernel, Placed
 from stages.compiler.kernels.pool import runs
@@ -30,22 +30,25 @@ class Spec:
 def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     """The kernel of a "pool" step that reads planes, None for any other and for windows that reach beyond the image."""
     step, out, source = placed.step, placed.output, placed.inputs[0]
-    if step.op != "pool" or not planar.is_plane(source):
+    if step.op != "pool" or not planar.is_plane(source) or not fits(step, source.shape, out.shape, target):
         return None
+    whole = out.shape[2:] == (1, 1)
+    if not (whole or planar.suits(placed)):
+        return None
+    ((_, _, y0, _, kh, _),), ((_, _, x0, sw, kw, _),) = runs(step.attrs["rows"]), runs(step.attrs["cols"])
+    x = (source.origin + y0 * source.cols + x0, source.image, source.channel, source.cols)
+    spec = Spec(step.attrs["kind"], x, (kh, kw), 0 if whole else sw, out, planar.operands(placed), step.epilogue)
+    return Kernel("planar_pool", spec, step, {}, "", 0, f"planes: {step.attrs['kind']} pooling", units([out.shape[:2]]))
+
+
+def fits(step: Step, source: Shape, out: Shape, target: Target) -> bool:
+    """Whether all windows of a "pool" step are alike and lie in the image, one or two pixels apart; or there is but one."""
     rows, cols = runs(step.attrs["rows"]), runs(step.attrs["cols"])
     if len(rows) != 1 or len(cols) != 1 or (rows[0][5], cols[0][5]) != (rows[0][4], cols[0][4]):
-        return None
-    (_, _, y0, sh, kh, _), (_, _, x0, sw, kw, _) = rows[0], cols[0]
-    whole = out.shape[2:] == (1, 1)
-    if whole:
-        if placed.modes and "full" in placed.modes and planar.is_plane(placed.inputs[1]):
-            return None
-    elif sh != sw or sw not in (1, 2) or not planar.suits(placed) or out.shape[3] < target.narrow[-1]:
-        return None
-    extras = tuple(planar.Operand(False, x.origin, x.image, 1) for x in placed.inputs[1:]) if whole else planar.operands(placed)
-    x = (source.origin + y0 * source.cols + x0, source.image, source.channel, source.cols)
-    spec = Spec(step.attrs["kind"], x, (kh, kw), 0 if whole else sw, out, extras, step.epilogue)
-    return Kernel("planar_pool", spec, step, {}, "", 0, f"planes: {step.attrs['kind']} pooling", units([out.shape[:2]]))
+        return False
+    if out[2:] == (1, 1):
+        return source[2:] != (1, 1) and len(step.inputs) == 1
+    return out[3] >= target.narrow[-1] and rows[0][3] == cols[0][3] and cols[0][3] in (1, 2)
 
 
 def emit(spec: Spec, name: str, target: Target) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.compiler.ir import Epilogue, Layout
+from stages.compiler.ir import Epilogue, Layout, Shape, Step
 from stages.compiler.kernels import planar
 from stages.compiler.kernels.kernel import Kernel, Placed
 from stages.compiler.kernels.packing import pack
@@ -38,10 +38,9 @@ class Spec:
 def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     """The kernel of a "conv" step with stride 2 from planes to planes, None for any other."""
     step, source, out = placed.step, placed.inputs[0], placed.output
-    if step.op != "conv" or step.weight is None or step.bias is None or step.attrs["stride"] != (2, 2):
+    if step.op != "conv" or not planar.suits(placed) or not fits(step, source.shape, out.shape, target):
         return None
-    if not (planar.is_plane(source) and planar.suits(placed)) or out.shape[3] < target.narrow[-1]:
-        return None
+    assert step.weight is not None and step.bias is not None
     flat = step.weight.reshape(len(step.weight), -1)
     groups = filter_groups(len(flat), min(FILTERS, len(flat)))
     data, kept = pack(flat, step.bias, groups, offsets(placed))
@@ -54,7 +53,12 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     return Kernel("planar_strided", spec, step, data, tile, macs, reason, units(_nests(spec)))
 
 
-def cycles(weight: np.ndarray, out: tuple[int, int, int, int], target: Target) -> float:
+def fits(step: Step, source: Shape, out: Shape, target: Target) -> bool:
+    """Whether a "conv" step takes every second pixel."""
+    return step.attrs["stride"] == (2, 2) and out[3] >= target.narrow[-1]
+
+
+def cycles(weight: np.ndarray, out: Shape, target: Target) -> float:
     """Estimated time for weights (o, i, kh, kw) and a result of shape ``out``."""
     flat = weight.reshape(len(weight), -1) != 0
     starts, lanes = _starts(out[3], target)

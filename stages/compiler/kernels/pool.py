@@ -35,9 +35,8 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     step = placed.step
     if step.op != "pool":
         return None
-    further = tuple(e.view if mode == "full" else (0, e.image, 0, 0) for e, mode in zip(placed.inputs[1:], placed.modes, strict=True))
     rows, cols = runs(step.attrs["rows"]), runs(step.attrs["cols"])
-    spec = Spec(step.attrs["kind"], rows, cols, placed.inputs[0].view, placed.output, further, step.epilogue)
+    spec = Spec(step.attrs["kind"], rows, cols, placed.inputs[0].view, placed.output, placed.extras, step.epilogue)
     return Kernel("pool", spec, step, {}, "", 0, f"{step.attrs['kind']} pooling", units(d for d, *_ in _nests(spec, target)))
 
 

@@ -31,8 +31,7 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     if step.op != "softmax" or out.planar or placed.inputs[0].planar:
         return None
     n, c, h, w = out.shape
-    further = tuple(e.view if mode == "full" else (0, e.image, 0, 0) for e, mode in zip(placed.inputs[1:], placed.modes, strict=True))
-    dims, views = merge((n, h, w), (placed.inputs[0].view, out.view, *further))
+    dims, views = merge((n, h, w), (placed.inputs[0].view, out.view, *placed.extras))
     return Kernel(
         "softmax", Spec(dims, c, views[0], views[1], out, views[2:], step.epilogue), step, {}, "", 0, "softmax of each pixel's channels", units([dims])
     )

@@ -107,8 +107,7 @@ def kernel(placed: Placed, shape: Shape, reason: str) -> Kernel:
     assert step.weight is not None and step.bias is not None
     padding = step.attrs["padding"]
     origin = source.origin - padding[0] * source.row - padding[1] * source.pitch
-    further = tuple(e.view if mode == "full" else (0, e.image, 0, 0) for e, mode in zip(placed.inputs[1:], placed.modes, strict=True))
-    spec = Spec(shape, (origin, source.image, source.row, source.pitch), out, further, step.epilogue)
+    spec = Spec(shape, (origin, source.image, source.row, source.pitch), out, placed.extras, step.epilogue)
     tile = f"{label(shape)} {shape.most} tiles x {shape.wide} channels"
     macs = step.weight.size * out.shape[0] * out.shape[2] * out.shape[3]
     return Kernel("winograd", spec, step, pack(step.weight, step.bias, shape), tile, macs, reason, shape.units, shape.scratch, _choice(shape))
