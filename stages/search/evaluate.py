@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import tempfile
 from collections.abc import Collection, Iterator
@@ -22,8 +21,8 @@ from stages.errors import InvalidMeasurement
 from stages.graph import Graph
 from stages.graph.tracing import trace
 from stages.progress import Silent
-from stages.schemes import Scheme
 from stages.schemes.prune import prune_
+from stages.search.candidate import Candidate, Candidates
 from stages.search.loop import Evaluator
 from stages.search.scheme_space import SchemeSpace
 from stages.search.space import Choices
@@ -53,6 +52,7 @@ def open_evaluator(config: Config, task: Task, network: nn.Module, space: Scheme
     The dense network is measured once, before any training, and journalled: a search that is continued keeps its budget.
     """
     c, (measuring, training) = config.search_scheme, share_cores(config.search_scheme.train_threads, config.compile.threads)
+    candidates = Candidates(network, space.graph)
     with Worker(serve_latency, config, c.runs, cpus=measuring) as worker:
         dense_ms = journal.note("dense_ms")
         if dense_ms is None:
@@ -65,7 +65,7 @@ def open_evaluator(config: Config, task: Task, network: nn.Module, space: Scheme
 
         def accuracy(choices: Choices) -> float:
             with pinned(training):
-                return retrain(network, task, space.scheme(choices), config)
+                return retrain(candidates.build(space.scheme(choices)), task, config)
 
         yield (
             Evaluator(accuracy, lambda choices: timing(choices, c.runs), lambda choices: timing(choices, max(c.runs, REFERENCE_RUNS)), task.metric_name),
@@ -74,14 +74,14 @@ def open_evaluator(config: Config, task: Task, network: nn.Module, space: Scheme
         )
 
 
-def retrain(network: nn.Module, task: Task, scheme: Scheme, config: Config) -> float:
-    """Accuracy on val of a copy of ``network`` that was pruned in one shot and retrained shortly; every candidate sees the same images in the same order.
+def retrain(candidate: Candidate, task: Task, config: Config) -> float:
+    """Accuracy on val of the candidate, pruned in one shot and retrained shortly (in place); every candidate sees the same images in the same order.
 
     The batch norms are then estimated anew: their running averages are far behind after so few steps (measured: 10 % instead of 96 % after one epoch at rate 3).
     """
-    c, module = config.search_scheme, copy.deepcopy(network)
+    c, module = config.search_scheme, candidate.module
     with cpu_threads(c.train_threads):  # of everything: more threads than cores wait for each other
-        masks = prune_(module, scheme)
+        masks = prune_(module, candidate.scheme)
         fit(module, task, epochs=c.epochs, lr=c.lr, seed=c.seed, limit=c.train_limit, masks=masks, threads=c.train_threads, evaluate=False)
         recalibrate_bn(module, task, limit=RECALIBRATION)
         return task.evaluate(module)
@@ -97,6 +97,7 @@ def serve_latency(config: Config, runs: int) -> Handler:
     example, device = task.example(), open_device(config.probe.device)
     folder = tempfile.TemporaryDirectory(prefix="npas-search-")
     inputs, dense, candidate = [example.numpy()], Path(folder.name, "dense.so"), Path(folder.name, "candidate.so")
+    candidates = Candidates(network, graph)
     threads = config.compile.threads  # the budget is for the network as it will be compiled
     compile_model(network, example, threads=threads, graph=graph).save(dense)
 
@@ -105,9 +106,9 @@ def serve_latency(config: Config, runs: int) -> Handler:
         if request is None:
             return float(np.median(sample([dense], REFERENCE_RUNS)[0]))
         scheme, runs, limit = request
-        module = copy.deepcopy(network)
-        prune_(module, scheme)
-        compile_model(module, example, scheme, threads=threads, graph=graph).save(candidate)
+        built = candidates.build(scheme)
+        prune_(built.module, built.scheme)
+        compile_model(built.module, example, built.scheme, threads=threads, graph=built.graph).save(candidate)
         return compare([candidate, dense], runs, limit)
 
     def sample(models: list[Path], runs: int) -> np.ndarray:
