@@ -42,7 +42,9 @@ class Task:
     image_size: int = tunable(32, "height and width that images are resized to, in pixels", low=8, high=1024)
     batch_size: int = tunable(64, "images per training step", low=1)
     train_limit: int = tunable(0, "use only this many training images (0: all)", low=0)
+    augment: str = tunable("affine", "what is done to training images: affine (small shifts, turns and zooms), crop (shifts by up to an eighth, the custom for CIFAR), none; mirrored where the data allow", choices=("affine", "crop", "none"))
     train_device: str = tunable("auto", "where training runs; latency is never measured there", choices=("auto", "cpu", "cuda"))
+    precision: str = tunable("float32", "arithmetic of training steps; bfloat16 is about twice as fast on processors that have it; evaluation is always float32", choices=("float32", "bfloat16"))
     threads: int = tunable(0, "CPU threads for training (0: all cores)", low=0)
     seed: int = tunable(0, "seed of initial weights, shuffling and data split", low=0)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stages.config import Task as TaskConfig
 from stages.errors import UsageError
-from stages.tasks.augment import augment
+from stages.tasks.augment import AUGMENT
 from stages.tasks.data import load_data
 from stages.tasks.imports import describe
 from stages.tasks.models import build_model
@@ -36,6 +36,7 @@ class Classification(Task):
     def __init__(self, config: TaskConfig):
         self.config, self.threads = config, config.threads
         self.device = pick_device(config.train_device)
+        self.precision = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.precision]
         self.data = load_data(config.data, config.image_size, config.seed)
         self.mean, self.std = self.data.statistics()
         self._checked = False
@@ -71,7 +72,7 @@ class Classification(Task):
         for part in np.array_split(order, math.ceil(count / self.config.batch_size)):
             pixels = images.take(part.tolist())
             if split == "train":
-                pixels = augment(pixels, generator, flip=self.data.flip)
+                pixels = AUGMENT[self.config.augment](pixels, generator, self.data.flip)
             pixels = (pixels - self.mean.view(1, 3, 1, 1)) / self.std.view(1, 3, 1, 1)
             yield Batch(pixels.to(self.device, memory_format=torch.channels_last), images.labels[part].to(self.device))
 

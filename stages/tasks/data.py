@@ -36,14 +36,18 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class Data:
-    """The splits by name, the class names, and whether a mirrored image keeps its meaning (digits don't)."""
+    """The splits by name, the class names, whether a mirrored image keeps its meaning (digits don't), and what the images are normalised with, where that is given."""
 
     splits: Mapping[str, Images]
     classes: tuple[str, ...]
     flip: bool
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of each channel over (at most STATISTICS_SAMPLE images of) the training split, each (3,)."""
+        """Mean and standard deviation of each channel, each (3,): those given, else over (at most STATISTICS_SAMPLE images of) the training split."""
+        if self.mean is not None and self.std is not None:
+            return torch.tensor(self.mean), torch.tensor(self.std)
         train = self.splits["train"]
         count = len(train.labels)
         step = max(1, count // STATISTICS_SAMPLE)
@@ -52,14 +56,15 @@ class Data:
 
 
 class Memory:
-    """A split held in memory as float32 (N, 3, size, size)."""
+    """A split held in memory, (N, 3, size, size): float32 in 0..1, or uint8 0..255 (a quarter of the room)."""
 
     def __init__(self, images: Tensor, labels: Tensor):
         self.images, self.labels = images, labels
 
     def take(self, indices: Sequence[int]) -> Tensor:
         """The images of these indices."""
-        return self.images[torch.as_tensor(list(indices), dtype=torch.int64)]
+        taken = self.images[torch.as_tensor(list(indices), dtype=torch.int64)]
+        return taken.float().div_(255) if taken.dtype == torch.uint8 else taken
 
 
 class Files:
@@ -135,7 +140,8 @@ def from_callable(spec: str, size: int) -> Data:
     """The user's data: ``callable()`` returns ``{"train": (images, labels), "val": (images, labels), "test": (images, labels)}``.
 
     Images are arrays or tensors: uint8 (N, H, W), (N, H, W, 1) or (N, H, W, 3), or float (N, 1, H, W) or (N, 3, H, W) in 0..1. Labels are whole numbers from 0, shape (N,).
-    An optional entry "classes" lists their names.
+    Optional entries: "classes" lists their names; "flip": True says that a mirrored image keeps its meaning; "mean" and "std", three numbers each for images in 0..1, are what a
+    pretrained network's images were normalised with (else they are computed from the training images).
     """
     call: Callable[[], Any] = resolve(spec, "task.data")
     try:
@@ -150,7 +156,19 @@ def from_callable(spec: str, size: int) -> Data:
     classes = tuple(map(str, found.get("classes", range(count))))
     if len(classes) < count:
         raise UsageError(f"'{spec}' of task.data names {len(classes)} classes, but labels go up to {count - 1}.", "List one name per label.")
-    return Data(splits, classes, flip=False)
+    return Data(splits, classes, flip=bool(found.get("flip", False)), mean=_three(found, "mean", spec), std=_three(found, "std", spec))
+
+
+def _three(found: Mapping[str, Any], name: str, spec: str) -> tuple[float, ...] | None:
+    """The optional entry ``name``, one number per channel."""
+    if found.get(name) is None or found.get("mean" if name == "std" else "std") is None:
+        if found.get(name) is not None:
+            raise UsageError(f"'{spec}' of task.data gives only one of mean and std.", "Give both, or none.")
+        return None
+    values = np.asarray(found[name], dtype=np.float64).reshape(-1)
+    if values.shape != (3,) or not np.isfinite(values).all() or (name == "std" and (values <= 0).any()):
+        raise UsageError(f"'{spec}' of task.data gives a {name} of {found[name]!r}.", "Give three numbers for red, green and blue in 0..1; std above 0.")
+    return tuple(map(float, values))
 
 
 def _memory(pair: Any, where: str, size: int) -> Memory:
@@ -160,18 +178,21 @@ def _memory(pair: Any, where: str, size: int) -> Memory:
     except (TypeError, ValueError) as error:
         raise UsageError(f"The {where} is not a pair of arrays: {describe(error)}.", "Give (images, labels).") from None
     if images.dtype == torch.uint8 and images.ndim in (3, 4):
-        images = (images if images.ndim == 4 else images[..., None]).permute(0, 3, 1, 2).float() / 255
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point() or not len(images):
+        images = (images if images.ndim == 4 else images[..., None]).permute(0, 3, 1, 2)
+        images = images if images.shape[1:] == (3, size, size) else images.float() / 255
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or not (images.is_floating_point() or images.dtype == torch.uint8) or not len(images):
         raise UsageError(
             f"Images of the {where} have shape {tuple(images.shape)} and type {images.dtype}.", "Give uint8 (N, H, W, 3), or float (N, 3, H, W) in 0..1."
         )
-    if not images.isfinite().all():
+    if images.is_floating_point() and not images.isfinite().all():
         raise UsageError(f"Images of the {where} hold values that are not finite.", "Clean the data.")
     if labels.shape != images.shape[:1] or labels.is_floating_point() or int(labels.min()) < 0:
         raise UsageError(
             f"Labels of the {where} have shape {tuple(labels.shape)} and type {labels.dtype}; there are {len(images)} images.",
             "Give whole numbers from 0, one per image.",
         )
+    if images.dtype == torch.uint8:
+        return Memory(images, labels.to(torch.int64))
     images = images.float()
     if images.shape[2:] != (size, size):
         images = F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=True)

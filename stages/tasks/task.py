@@ -17,12 +17,13 @@ class Task(Protocol):
     """A network, its data, its loss and its metric. A batch is whatever ``batches`` yields; only the task looks inside.
 
     ``metric_name`` is the word for the metric on the screen ("top1"); the metric is a fraction 0..1 and higher is better. ``device`` is where training runs (never where latency is
-    measured). ``threads`` are the CPU threads for training, 0 for torch's own choice.
+    measured). ``threads`` are the CPU threads for training, 0 for torch's own choice. ``precision`` is the type of the matrix products in training steps (weights stay float32).
     """
 
     metric_name: str = "metric"
     device: torch.device = torch.device("cpu")
     threads: int = 0
+    precision: torch.dtype = torch.float32
 
     def model(self) -> nn.Module:
         """A freshly initialised network on the CPU, the same at every call."""

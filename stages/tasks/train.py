@@ -61,6 +61,7 @@ class _Recipe:
     limit: int
     distill: float
     temperature: float
+    precision: str
 
 
 def one_cycle(step: int, total: int, peak: float) -> float:
@@ -84,7 +85,7 @@ def fit(module: nn.Module, task: Task, *, epochs: float, lr: float, weight_decay
     """
     steps = task.steps(limit)
     total = max(1, round(epochs * steps)) if epochs > 0 else 0
-    recipe = _Recipe(total, float(epochs), lr, weight_decay, label_smoothing, seed, limit, distill if teacher is not None else 0.0, temperature)
+    recipe = _Recipe(total, float(epochs), lr, weight_decay, label_smoothing, seed, limit, distill if teacher is not None else 0.0, temperature, str(task.precision))
     trainer = _Trainer(module, task, recipe, teacher, {} if masks is None else masks, hooks or FitHooks())
     with (
         cpu_threads(task.threads if threads is None else threads),
@@ -158,14 +159,21 @@ class _Trainer:
     def loss(self, batch: Any) -> Tensor:
         """Task loss, distillation loss and the hooks' term of one batch."""
         recipe, inputs = self.recipe, self.task.inputs(batch)
-        outputs = self.module(inputs)
+        outputs = self.forward(self.module, inputs)
         loss = self.task.loss(outputs, batch, recipe.label_smoothing)
         if self.teacher is not None and recipe.distill > 0:
             with torch.no_grad():
-                taught = self.teacher(inputs)
+                taught = self.forward(self.teacher, inputs)
             loss = (1 - recipe.distill) * loss + recipe.distill * self.task.distill_loss(outputs, taught, recipe.temperature)
         extra = self.hooks.loss_term()
         return loss if extra is None else loss + extra
+
+    def forward(self, module: nn.Module, inputs: Tensor) -> Any:
+        """The module's outputs, matrix products in the task's precision; a single output tensor is float32 again."""
+        low = self.task.precision != torch.float32
+        with torch.autocast(self.task.device.type, self.task.precision, enabled=low):
+            outputs = module(inputs)
+        return outputs.float() if low and isinstance(outputs, Tensor) else outputs
 
     def save(self, path: Path) -> None:
         """Everything that the rest of the training depends on, atomically."""

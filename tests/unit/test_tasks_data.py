@@ -7,13 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from stages.config import Task as TaskConfig
 from stages.errors import UsageError
 from stages.tasks import make_task
-from stages.tasks.augment import augment
+from stages.tasks.augment import AUGMENT, affine, crop
 from stages.tasks.data import digits, load_data, stratified
 
 
@@ -84,18 +87,36 @@ def test_limits_count_samples():
 def test_augmentation_moves_images_a_little():
     images = torch.zeros(64, 3, 16, 16)
     images[:, :, 6:10, 6:10] = 1
-    moved = augment(images, np.random.default_rng(0), flip=False)
+    moved = affine(images, np.random.default_rng(0), flip=False)
     assert moved.shape == images.shape and not torch.equal(moved, images)
     assert (moved[:, :, 7:9, 7:9].mean((1, 2, 3)) > 0.3).all()  # the middle of the square is still there
-    assert torch.equal(moved, augment(images, np.random.default_rng(0), flip=False))
+    assert torch.equal(moved, affine(images, np.random.default_rng(0), flip=False))
+
+
+@given(st.integers(8, 33), st.integers(0, 2**31), st.booleans())
+def test_a_crop_is_a_window_of_the_padded_image(size, seed, flip):
+    image = torch.arange(size * size, dtype=torch.float32).view(1, 1, size, size).expand(1, 3, -1, -1) / size**2
+    moved, margin = crop(image, np.random.default_rng(seed), flip), max(1, size // 8)
+    windows = F.unfold(F.pad(image, (margin,) * 4, value=0.5), size).transpose(1, 2).view(-1, 3, size, size)
+    assert moved.shape == image.shape
+    assert any(torch.equal(moved[0], window) or (flip and torch.equal(moved[0], window.flip(2))) for window in windows)
+
+
+@pytest.mark.parametrize("name", AUGMENT)
+def test_augmentations_are_deterministic_and_keep_the_range(name):
+    images = torch.rand(32, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    first, again = (AUGMENT[name](images, np.random.default_rng(5), True) for _ in range(2))
+    assert torch.equal(first, again) and first.shape == images.shape and float(first.min()) >= 0 and float(first.max()) <= 1
+    assert not torch.equal(first, images)
+    assert name != "none" or torch.equal(AUGMENT[name](images, np.random.default_rng(5), False), images)
 
 
 def test_only_data_that_allows_it_is_mirrored():
     left = torch.zeros(64, 1, 16, 16)
     left[..., :4] = 1
     brighter_left = [
-        augment(left, np.random.default_rng(0), flip=flip)[..., :8].mean((1, 2, 3))
-        > augment(left, np.random.default_rng(0), flip=flip)[..., 8:].mean((1, 2, 3))
+        affine(left, np.random.default_rng(0), flip=flip)[..., :8].mean((1, 2, 3))
+        > affine(left, np.random.default_rng(0), flip=flip)[..., 8:].mean((1, 2, 3))
         for flip in (False, True)
     ]
     assert brighter_left[0].all() and 10 < int(brighter_left[1].sum()) < 54
@@ -211,6 +232,9 @@ def bad_labels(): return {s: (pair(4)[0], np.arange(3)) for s in ("train", "val"
 def float_labels(): return {s: (pair(4)[0], np.ones(4)) for s in ("train", "val", "test")}
 def nan(): return {s: (np.full((4, 3, 8, 8), np.nan), np.arange(4)) for s in ("train", "val", "test")}
 def no_pair(): return {s: 3 for s in ("train", "val", "test")}
+def pretrained(): return good() | {"flip": True, "mean": (0.1, 0.2, 0.3), "std": [1, 2, 4]}
+def half_statistics(): return good() | {"mean": (0.1, 0.2, 0.3)}
+def bad_std(): return good() | {"mean": (0.1, 0.2, 0.3), "std": (1, 0, 1)}
 def few_names(): return good() | {"classes": ["x"]}
 constant = 3
 """
@@ -232,9 +256,21 @@ def test_user_data(user_data, name):
     assert data.classes == (("x", "y", "z") if name == "good" else ("0", "1", "2"))
 
 
+def test_user_data_brings_its_statistics(user_data):
+    data = load_data("npas_user_data:pretrained", 8, 0)
+    assert data.flip and data.statistics()[0].tolist() == pytest.approx([0.1, 0.2, 0.3]) and data.statistics()[1].tolist() == [1, 2, 4]
+
+
+def test_bytes_of_the_right_size_stay_bytes_and_mean_the_same(user_data):
+    kept, scaled = (load_data("npas_user_data:good", size, 0).splits["train"] for size in (10, 9))
+    assert kept.images.dtype == torch.uint8 and scaled.images.dtype == torch.float32
+    assert torch.equal(kept.take([3, 1]), kept.images[[3, 1]].float() / 255)
+
+
 BAD_USER_DATA = {
     "raises": "raised RuntimeError: disk on fire", "no_test": r"a mapping with \['train', 'val'\]", "a_list": "returned a list", "bad_shape": "have shape",
     "bad_labels": "Labels of the split 'train'", "float_labels": "Labels of the split", "nan": "not finite", "no_pair": "not a pair", "few_names": "names 1 classes",
+    "half_statistics": "only one of mean and std", "bad_std": "a std of",
     "constant": "not something to call", "god": "has no 'god'",
 }  # fmt: skip
 

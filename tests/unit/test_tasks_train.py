@@ -55,6 +55,15 @@ def test_training_learns_and_reports(task):
     assert not module.training and progress.lines[2] == f"epoch 3/6  loss {rows[2]['loss']:.3f}  top1 {100 * rows[2]['accuracy']:.1f}"
 
 
+def test_bfloat16_trains_alike_and_evaluates_in_float32(task):
+    low = make_task(TaskConfig(model="npas_tiny", image_size=16, train_limit=160, batch_size=32, threads=1, precision="bfloat16"))
+    a, b, again = task.model(), low.model(), low.model()
+    exact, rough, same_rough = (fit(m, t, epochs=2, lr=0.01) for m, t in ((a, task), (b, low), (again, low)))
+    assert rough == same_rough and same(b, again) and not same(a, b)
+    assert all(p.dtype == torch.float32 for p in b.parameters()) and exact[-1]["loss"] == pytest.approx(rough[-1]["loss"], rel=0.1)
+    assert low.evaluate(a) == task.evaluate(a)
+
+
 def test_same_seed_same_weights_whatever_the_caller_draws(task):
     a, b, c = task.model(), task.model(), task.model()
     fit(a, task, epochs=1, lr=0.01, seed=3)
