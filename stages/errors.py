@@ -78,6 +78,10 @@ class RunnerCrashed(NpasError):
     exit_code = 8
 
 
+class WorkerLost(NpasError):
+    """A worker process or machine died at its job (exit 1 where that isn't the job's failure alone)."""
+
+
 class InvalidMeasurement(NpasError):
     """Measured, but not to be trusted: throttled, affinity not honoured, too few runs (exit 9)."""
 

@@ -1,33 +1,28 @@
-"""A child process that answers requests, and is started anew when it dies or falls silent. Imports errors only."""
+"""The one measuring process of a device: calls from any thread wait for each other, and one crash is repaired. Imports errors and parallel only."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
 import threading
 from collections.abc import Callable, Collection
-from multiprocessing.connection import Connection
 from typing import Any
 
-from stages.errors import NpasError, RunnerCrashed
-
-Handler = Callable[[Any], Any]
+from stages.errors import NpasError, RunnerCrashed, WorkerLost
+from stages.parallel.local import Process
+from stages.parallel.pool import Handler
 
 
 class Worker:
     """``worker.call(request)`` is ``make(*args)(request)`` in a process of its own, on the cores ``cpus``.
 
-    The process is started by the first call (by spawn: no state is inherited) and keeps what ``make`` built. An exception of the handler is raised here, and the process
-    lives on. If it dies, or is silent for ``timeout`` seconds, it is started again and the request repeated once; the second time is RunnerCrashed. It ends with this process,
-    also when that is killed. Calls from several threads wait for each other.
+    The process is started by the first call and keeps what ``make`` built. An exception of the handler is raised here as an NpasError, and the process lives on. If it dies,
+    or is silent for ``timeout`` seconds, it is started again and the request repeated once; the second time is RunnerCrashed. It ends with this process, also when that is
+    killed.
     """
 
     def __init__(self, make: Callable[..., Handler], *args: Any, cpus: Collection[int] = (), timeout: float = 600.0):
         self._make, self._args, self._cpus, self._timeout = make, args, sorted(cpus), timeout
         self._lock = threading.Lock()
-        self._process: multiprocessing.process.BaseProcess | None = None
-        self._connection: Connection | None = None
+        self._process: Process | None = None
         self._closed = False
 
     @property
@@ -40,13 +35,13 @@ class Worker:
         with self._lock:
             for last in (False, True):
                 try:
-                    ok, answer = self._exchange(request)
+                    answer = self._exchange(request)
                     break
-                except (EOFError, OSError) as error:
-                    reason = self._end(error)
+                except WorkerLost as error:
+                    self._end()
                     if last or self._closed:
-                        raise RunnerCrashed(f"The measuring process {reason}, twice in a row.", "Look at the memory of this machine; -vv shows more.") from None
-        if not ok:
+                        raise RunnerCrashed(f"The measuring process failed twice in a row. {error.message}", error.hint) from None
+        if isinstance(answer, NpasError):
             raise answer
         return answer
 
@@ -54,10 +49,10 @@ class Worker:
         """End the process at once, also one that is at work."""
         self._closed = True
         process = self._process
-        if process is not None and process.is_alive():
+        if process is not None:
             process.kill()
         with self._lock:
-            self._end(None)
+            self._end()
 
     def __enter__(self) -> Worker:
         return self
@@ -65,58 +60,17 @@ class Worker:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _exchange(self, request: Any) -> tuple[bool, Any]:
+    def _exchange(self, request: Any) -> Any:
         if self._closed:
-            raise EOFError
+            raise WorkerLost("The measuring process was closed.")
         if self._process is None:
-            self._start()
-        assert self._connection is not None
-        self._connection.send(request)
-        if not self._connection.poll(self._timeout):
-            raise TimeoutError
-        answer: tuple[bool, Any] = self._connection.recv()
-        return answer
+            self._process = Process(self._make, self._args, self._cpus)
+        self._process.send(request)
+        if not self._process.connection.poll(self._timeout):
+            raise WorkerLost(f"It was silent for {self._timeout:g} s.")
+        return self._process.receive()
 
-    def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, self._make, self._args, self._cpus), name="npas-latency", daemon=True)
-        self._process.start()
-        theirs.close()  # so that the child's death is an end of file here
-
-    def _end(self, error: BaseException | None) -> str:
-        """Stop what runs; says what became of it."""
+    def _end(self) -> None:
         process, self._process = self._process, None
-        if self._connection is not None:
-            self._connection.close()
-        if process is None:
-            return "was closed"
-        process.join(1.0)
-        code = process.exitcode
-        if code is None:
-            process.kill()
-            process.join()
-            return f"was silent for {self._timeout:g} s" if isinstance(error, TimeoutError) else "was stopped"
-        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-
-
-def _serve(connection: Connection, make: Callable[..., Handler], args: tuple[Any, ...], cpus: list[int]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes the connection
-    os.dup2(2, 1)  # the parent's stdout belongs to --json
-    if cpus:
-        os.sched_setaffinity(0, cpus)
-    handler: Handler | None = None
-    while True:
-        try:
-            request = connection.recv()
-        except EOFError:
-            return
-        try:
-            handler = handler or make(*args)
-            answer = (True, handler(request))
-        except Exception as error:
-            answer = (False, error if isinstance(error, NpasError) else NpasError(f"{type(error).__name__}: {error}"))
-        try:
-            connection.send(answer)
-        except OSError:
-            return
+        if process is not None:
+            process.end()

@@ -15,13 +15,14 @@ MAY_IMPORT = {  # part of stages/ -> the parts that it may import, beside itself
     "progress": (),
     "config": ("errors",),
     "artifacts": ("errors", "config"),
+    "parallel": ("errors",),
     "graph": BASE,
     "schemes": (*BASE, "graph"),
     "tasks": (*BASE, "graph", "schemes"),
     "devices": BASE,
     "compiler": (*BASE, "graph", "schemes", "devices"),
-    "pruners": (*BASE, "graph", "schemes", "tasks"),
-    "search": (*BASE, "graph", "schemes"),
+    "pruners": (*BASE, "graph", "schemes", "tasks", "parallel"),
+    "search": (*BASE, "graph", "schemes", "parallel"),
 }
 EVALUATE = (*MAY_IMPORT["search"], "tasks", "devices", "compiler", "pruners")
 STAGES = ("probe", "pretrain", "replace_ops", "search_scheme", "search_pruner", "compile", "bench")
