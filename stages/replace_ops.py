@@ -38,11 +38,12 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
 
     folder = state_dir("replace_ops", state_key(config.task, c, config.probe.device, sha256("pretrain/model.pt")))
     slow, fast = latencies([original, module], example, config.probe.device, folder, progress, config.compile.threads)
-    reached = {"before": accuracy(original), "untuned": accuracy(module)}
+    reached = {"before": accuracy(original)}
+    reached["untuned"] = accuracy(module) if replacements else reached["before"]
     settings: dict[str, Any] = {"lr": c.lr, "weight_decay": c.weight_decay, "seed": config.task.seed, "teacher": original, "distill": c.distill}
     epochs, checkpoint = c.epochs if replacements else 0, folder / "checkpoint.pt"
     rows = fit(module, task, epochs=epochs, **settings, checkpoint=checkpoint, progress=progress, description="fine-tuning")
-    reached["after"] = accuracy(module)
+    reached["after"] = accuracy(module) if rows else reached["untuned"]
     progress.say(f"{task.metric_name} {100 * reached['before']['val']:.1f} -> {100 * reached['after']['val']:.1f} val, latency {slow:.3f} -> {fast:.3f} ms")
 
     found = {"metric": task.metric_name, "replacements": len(replacements), "accuracy": reached}
