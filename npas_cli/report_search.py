@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from npas_cli.charts import BOTTOM, TOP, Axis, Series, across, esc, floor, frame, legend, lines, mark, padded, polyline, rule, signed, steps, svg, text
+from npas_cli.charts import BOTTOM, TOP, Axis, Series, across, esc, floor, frame, legend, lines, mark, padded, polyline, rule, steps, svg, text
 from npas_cli.report import Run, verdict
 from npas_cli.report_sections import DASH, label, missing, ms, percent, section, table
 
@@ -156,18 +156,19 @@ def race(run: Run) -> str:
     title = "Race of the pruning algorithms"
     if run.pruner is None:
         return section(title, missing("pruner"))
-    scores, failed, winner = run.pruner["race"], run.pruner.get("failed", {}), run.pruner["winner"]
-    order = sorted(scores, key=lambda entry: -scores[entry])
-    rows = [[f"<b>{esc(e)}</b>" if e == winner else esc(e), "winner" if e == winner else "", percent(scores[e]), signed(100 * (scores[e] - scores[winner]))] for e in order]
-    rows += [[esc(entry), f"failed: {esc(error)}", DASH, DASH] for entry, error in failed.items()]
-    body = table(["entry", "", f"{run.metric} val %", "points to the winner"], rows, left=2)
-    algorithms = [entry.removesuffix("+distill") for entry in order]
+    rungs, failed, winner = run.pruner["rungs"], run.pruner.get("failed", {}), run.pruner["winner"]
+    reached = {entry: rung for rung in rungs for entry in rung["race"]}  # the last one of each
+    order = sorted(reached, key=lambda entry: (-reached[entry]["epochs"], -reached[entry]["race"][entry]))
+    rows = [[f"<b>{esc(e)}</b>" if e == winner else esc(e), "winner" if e == winner else "", *(percent(rung["race"].get(e)) for rung in rungs)] for e in order]
+    rows += [[esc(entry), f"failed: {esc(error)}", *([DASH] * len(rungs))] for entry, error in failed.items() if entry not in reached]
+    body = table(["entry", "", *(f"{run.metric} val % after {rung['epochs']:g} epochs" for rung in rungs)], rows, left=2) if rungs else ""
+    algorithms = [entry.partition("+")[0].partition("@")[0] for entry in order]
     colours = {name: f"c{i % 6}" for i, name in enumerate(sorted(set(algorithms)))}
-    curves = [Series(e, curve(run.pruner["curves"][e]), colours[name] + " dashed" * (e != name), dots=True) for e, name in zip(order, algorithms, strict=True)]
-    body += lines(curves, "epoch of the race", f"{run.metric} val (%)", title) if any(len(c.points) > 1 for c in curves) else ""
+    curves = [Series(e, curve(reached[e]["curves"][e]), colours[name] + " dashed" * ("+distill" in e), dots=True) for e, name in zip(order, algorithms, strict=True)]
+    body += lines(curves, "epoch of the last rung that the entry reached", f"{run.metric} val (%)", title) if any(len(c.points) > 1 for c in curves) else ""
     final = curve(run.pruner["history"])
     body += lines([Series(f"{winner}, to the end", final, "c0", dots=True)], "epoch", f"{run.metric} val (%)", "training of the winner") if len(final) > 1 else ""
-    return section(title, body, "Each entry pruned to the same scheme from the same dense weights; the winner was then trained to the end. Dashed: with distillation. " + LAG)
+    return section(title, body, "Each entry pruned to the same scheme from the same dense weights, in every rung anew; the best went on to the next, longer rung, and the winner was trained to the end. Dashed: with distillation. " + LAG)
 
 
 def curve(rows: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:

@@ -118,9 +118,9 @@ class SearchScheme:
 class SearchPruner:
     """Phase 3: find the algorithm that prunes best to the chosen scheme, and run it to the end (NPAS, section 5.3)."""
 
-    algorithms: tuple[str, ...] = tunable(("magnitude", "gradual", "admm"), "algorithms in the race", choices=("magnitude", "gradual", "admm"))
-    distill: str = tunable("both", "race with and without distillation from the dense network: both, yes, no", choices=("both", "yes", "no"))
-    race_epochs: int = tunable(2, "epochs of each entry of the race", low=1)
+    algorithms: tuple[str, ...] = tunable(("magnitude", "gradual", "admm"), "algorithms in the race", choices=("magnitude", "gradual", "admm"), duration=True)
+    distill: str = tunable("both", "race with and without distillation from the dense network: both, yes, no", choices=("both", "yes", "no"), duration=True)
+    race_epochs: float = tunable(1.0, "epochs of each entry in the first rung of the race", low=0.01, duration=True)
     epochs: int = tunable(12, "epochs of the winner, from the dense weights to the end", low=1, duration=True)
     prune_share: float = tunable(0.5, "share of the epochs in which gradual and admm reach the scheme; the rest retrains what stays", low=0, high=1)
     lr: float = tunable(0.003, "peak learning rate (AdamW, one-cycle cosine)", low=0)
@@ -130,6 +130,10 @@ class SearchPruner:
     admm_rho: float = tunable(0.0001, "ADMM penalty at the start (YOLObile: 1e-4)", low=0)
     admm_stages: int = tunable(4, "values of rho, each ten times the last (YOLObile: 4)", low=1)
     seed: int = tunable(0, "seed of shuffling", low=0)
+    race_eta: int = tunable(3, "the best one in so many entries goes on to the next rung, with so many times the epochs (Hyperband: 3)", low=2, duration=True)
+    race_budget: float = tunable(0.0, "epochs that the race may spend on all entries together: rungs beyond it are left out (0: no limit)", low=0, duration=True)
+    learning_rates: tuple[float, ...] = tunable((), "peak learning rates that race against each other; empty: lr alone", low=0, duration=True)
+    workers: str = tunable("1", "entries of the race that run side by side in processes of their own (a number), or ray: on a Ray cluster", duration=True)
 
 
 @dataclass(frozen=True)

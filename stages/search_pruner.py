@@ -5,7 +5,8 @@ Reads replace_ops/model.pt and search_scheme/scheme.json; writes search_pruner/w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stages.artifacts import load_checkpoint, plain, read_json, save_checkpoint, sha256, state_dir, state_key, write_csv, write_json
@@ -34,7 +35,7 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
     dense, base = load_network(MODEL, task), load_checkpoint(MODEL)
     inputs = {path: sha256(path) for path in (MODEL, SCHEME)}
     folder = state_dir("search_pruner", state_key(config.task, c, inputs, code_version()))
-    outcome = race(task, dense, scheme, c, folder, progress)
+    outcome = race(task, dense, scheme, c, folder, progress, make_task=partial(make_task, config.task))
     pruned = outcome.pruned
     check_zeros(pruned.module, scheme, pruned.masks)
     with cpu_threads(task.threads):
@@ -45,14 +46,13 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
     record = {"config": {"task": plain(config.task), "search_pruner": plain(c)}} | ({"overrides": plain(overrides)} if overrides else {})
     save_checkpoint("search_pruner/weights.pt", {
         "state_dict": pruned.module.state_dict(), "masks": pruned.masks, "model": base["model"], "replacements": base["replacements"], "scheme_sha256": inputs[SCHEME],
-        "algorithm": outcome.winner.algorithm, "distill": outcome.winner.distill, "scores": plain(outcome.scores), "metrics": metrics, **record,
+        "algorithm": outcome.winner.algorithm, "distill": outcome.winner.distill, "lr": outcome.winner.lr, "scores": plain(outcome.scores), "metrics": metrics, **record,
     })  # fmt: skip
-    write_csv(
-        "search_pruner/race.csv",
-        [{"entry": s["entry"], "top1": s["accuracy"], "loss": s["curve"][-1]["loss"] if s["curve"] else None, "error": s["error"]} for s in outcome.scores],
-    )
+    write_csv("search_pruner/race.csv", [
+        {"entry": s["entry"], "top1": s["accuracy"], "epochs": s["epochs"], "loss": s["curve"][-1]["loss"] if s["curve"] else None, "error": s["error"]} for s in outcome.scores
+    ])  # fmt: skip
     write_csv("search_pruner/history.csv", [{"epoch": r["epoch"], "loss": r["loss"], "top1": r["accuracy"]} for r in pruned.curve])
-    write_json("search_pruner/race.json", metrics | {"curves": {s["entry"]: s["curve"] for s in outcome.scores}, "history": pruned.curve} | record)
+    write_json("search_pruner/race.json", metrics | {"rungs": [_rung(rows) for rows in outcome.rungs], "history": pruned.curve} | record)
     write_json("search_pruner/metrics.json", metrics | ({"overrides": plain(overrides)} if overrides else {}))
     for checkpoint in folder.glob("*.pt"):
         checkpoint.unlink()
@@ -63,8 +63,13 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
     return metrics
 
 
+def _rung(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One rung of race.json: its length, each entry's accuracy at its end, and the training curves."""
+    return {"epochs": rows[0]["epochs"], "race": {r["entry"]: r["accuracy"] for r in rows if not r["error"]}, "curves": {r["entry"]: r["curve"] for r in rows if not r["error"]}}
+
+
 def _scores(outcome: Outcome) -> dict[str, Any]:
-    """Accuracy of each entry of the race, and why the others have none."""
+    """Accuracy of each entry in the last rung that it reached, and why the others have none."""
     errors = {s["entry"]: s["error"] for s in outcome.scores if s["error"]}
     return {"race": {s["entry"]: s["accuracy"] for s in outcome.scores if not s["error"]}} | ({"failed": errors} if errors else {})
 

@@ -2,9 +2,10 @@
 
 from stages.pruners.admm import Admm
 from stages.pruners.base import Pruner
+from stages.pruners.entry import Entry, Table
 from stages.pruners.gradual import Gradual
 from stages.pruners.magnitude import Magnitude
-from stages.pruners.race import Entry, Outcome, Table, race
+from stages.pruners.race import Outcome, race
 
 PRUNERS: Table = {"magnitude": Magnitude, "gradual": Gradual, "admm": Admm}
 

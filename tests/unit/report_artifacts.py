@@ -88,9 +88,14 @@ def documents(layers=18, trials=30, ratio=0.45, budget_ms=None, budget_ratio=0.5
     score = {"val": 0.989, "test": 0.978}
     curve = [{"epoch": n + 1, "loss": 1.0 / (n + 1), "accuracy": 0.9 + 0.02 * n - 0.001 * n * n} for n in range(4)]
     race = {"magnitude": 0.948, "magnitude+distill": 0.955, "gradual": 0.951, "admm": 0.957, "admm+distill": 0.966}
-    curves = {entry: [r | {"accuracy": r["accuracy"] + a - 0.96} for r in curve] for entry, a in race.items()}
+    first = {entry: a - 0.01 for entry, a in race.items()}
+    rungs = [
+        {"epochs": epochs, "race": scores, "curves": {entry: [r | {"accuracy": r["accuracy"] + a - 0.96} for r in curve] for entry, a in scores.items()}}
+        for epochs, scores in ((1, first), (3, {entry: race[entry] for entry in ("admm", "admm+distill")}))
+    ]
+    race = first | rungs[1]["race"]
     pruner = {"metric": "top1", "accuracy": {"dense": {"val": 0.987, "test": 0.981}, "pruned": {"val": 0.982, "test": 0.972}}, "winner": "admm+distill", "race": race,
-              "failed": {"gradual+distill": "ValueError: loss is not finite"}, "weights": 600_000, "kept_weights": 188_000, "sparsity": 0.687, "curves": curves, "history": curve}  # fmt: skip
+              "failed": {"gradual+distill": "ValueError: loss is not finite"}, "weights": 600_000, "kept_weights": 188_000, "sparsity": 0.687, "rungs": rungs, "history": curve}  # fmt: skip
     best = {"accuracy": 0.975, "latency_ms": 0.44, "dense_ms": 0.95, "budget_ms": limit}
     return {
         "bench/latency.json": bench,
