@@ -80,7 +80,8 @@ COMMANDS = (
     Command(
         "search_pruner",
         "Phase 3: find the algorithm that prunes best to the scheme, and run it to the end.",
-        "Every algorithm, with and without distillation from the dense network, races for a few epochs; the winner trains to the end.",
+        "Every algorithm, with and without distillation from the dense network, at every learning rate, races for a few epochs; the best go on for longer (successive halving), "
+        "and the winner trains to the end. Stop it at any time: the same command goes on where it was, and what is added to the race races alone.",
         ("replace_ops/model.pt", "search_scheme/scheme.json"),
         ("search_pruner/weights.pt", "search_pruner/race.json", "search_pruner/metrics.json", "search_pruner/race.csv", "search_pruner/history.csv"),
         "npas search-pruner --algorithms magnitude,admm --epochs 20",

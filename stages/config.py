@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import functools
 import math
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -22,13 +23,14 @@ from stages.errors import UsageError
 TARGETS = ("host", "android-arm64", "linux-arm64")  # what npas compile makes code for; each has its folder compile/<target>/
 
 
-def tunable(default: Any, help: str, *, choices: tuple[str, ...] = (), low: float | None = None, high: float | None = None, duration: bool = False, flag: str = "") -> Any:
+def tunable(default: Any, help: str, *, choices: tuple[str, ...] = (), low: float | None = None, high: float | None = None, duration: bool = False, flag: str = "", count_or: str = "") -> Any:
     """A dataclass field with what the loader and --help need.
 
     ``low`` and ``high`` are inclusive bounds, for every element when the field is a list. ``duration`` marks a "how long" field (trials, epochs):
     it is left out of the key of the resumable state, so that raising it continues a run instead of starting anew. ``flag`` is a shorter flag beside the one made of the name.
+    ``count_or``: the text is a whole number from 1 on, or this word.
     """
-    return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high, "duration": duration, "flag": flag})
+    return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high, "duration": duration, "flag": flag, "count_or": count_or})
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ class SearchPruner:
     race_eta: int = tunable(3, "the best one in so many entries goes on to the next rung, with so many times the epochs (Hyperband: 3)", low=2, duration=True)
     race_budget: float = tunable(0.0, "epochs that the race may spend on all entries together: rungs beyond it are left out (0: no limit)", low=0, duration=True)
     learning_rates: tuple[float, ...] = tunable((), "peak learning rates that race against each other; empty: lr alone", low=0, duration=True)
-    workers: str = tunable("1", "entries of the race that run side by side in processes of their own (a number), or ray: on a Ray cluster", duration=True)
+    workers: str = tunable("1", "entries of the race that run side by side in processes of their own (a number), or ray: on a Ray cluster", duration=True, count_or="ray")
 
 
 @dataclass(frozen=True)
@@ -251,6 +253,10 @@ def convert(section: str, key: str, value: Any, where: str) -> Any:
     def scalar(item: Any) -> Any:
         if isinstance(item, bool) and "no" in meta["choices"]:
             item = "yes" if item else "no"  # YAML 1.1 reads yes and no as true and false
+        if meta["count_or"]:
+            if re.fullmatch(f"0*[1-9][0-9]*|{meta['count_or']}", str(item)):
+                return str(item).lstrip("0")
+            fail(f"a whole number from 1 on, or {meta['count_or']}")
         try:
             item = _parse(kind.scalar, item)
         except (ValueError, OverflowError):

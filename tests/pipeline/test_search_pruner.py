@@ -29,10 +29,12 @@ SETS = (
     "task.image_size=16",
     "task.threads=1",
     "task.train_limit=256",
+    "search_pruner.algorithms=magnitude,gradual",
     "search_pruner.race_epochs=1",
-    "search_pruner.epochs=2",
-    "search_pruner.distill=yes",
+    "search_pruner.race_eta=2",
+    "search_pruner.epochs=3",
 )
+ENTRIES = ["magnitude", "magnitude+distill", "gradual", "gradual+distill"]
 OUTPUTS = ("weights.pt", "race.json", "metrics.json", "race.csv", "history.csv")
 SCRIPT = f"""
 import sys
@@ -42,7 +44,8 @@ from stages.progress import Silent
 class Screen(Silent):
     def say(self, line): print(line, flush=True)
     def advance(self, line=""): print(line, flush=True)
-search_pruner.run(load(None, {SETS!r}).config, Screen())
+if __name__ == "__main__":
+    search_pruner.run(load(None, [*{SETS!r}, "search_pruner.workers=" + sys.argv[1]]).config, Screen())
 """
 
 
@@ -97,15 +100,16 @@ def table(path: Path) -> list[dict[str, str]]:
 
 def test_it_writes_the_pruned_network_and_all_that_led_to_it(project: Path) -> None:
     told = Told()
-    metrics = search_pruner.run(config(), told, overrides={"search_pruner.epochs": 2})
+    metrics = search_pruner.run(config(), told, overrides={"search_pruner.epochs": 3})
     content, scheme = load_checkpoint("search_pruner/weights.pt"), Scheme.from_json(read_json("search_scheme/scheme.json"))
     check_zeros(content["state_dict"], scheme, content["masks"])
-    assert content["scheme_sha256"] == sha256("search_scheme/scheme.json") and content["overrides"] == {"search_pruner.epochs": 2}
-    names = ["magnitude+distill", "gradual+distill", "admm+distill"]
-    assert [s["entry"] for s in content["scores"]] == names == [row["entry"] for row in table(project / "search_pruner/race.csv")]
-    saved = read_json("search_pruner/metrics.json")
-    assert metrics.items() <= saved.items() and saved["winner"] == max(saved["race"], key=lambda name: saved["race"][name])
-    assert [int(row["epoch"]) for row in table(project / "search_pruner/history.csv")] == [1, 2]
+    assert content["scheme_sha256"] == sha256("search_scheme/scheme.json") and content["overrides"] == {"search_pruner.epochs": 3}
+    assert [s["entry"] for s in content["scores"]] == ENTRIES == [row["entry"] for row in table(project / "search_pruner/race.csv")]
+    saved, rungs = read_json("search_pruner/metrics.json"), read_json("search_pruner/race.json")["rungs"]
+    assert [(rung["epochs"], len(rung["race"]), {len(curve) for curve in rung["curves"].values()}) for rung in rungs] == [(1, 4, {1}), (2, 2, {2})]
+    assert metrics.items() <= saved.items() and saved["race"] == rungs[0]["race"] | rungs[1]["race"]
+    assert saved["winner"] == max(rungs[1]["race"], key=lambda name: rungs[1]["race"][name])
+    assert [int(row["epoch"]) for row in table(project / "search_pruner/history.csv")] == [1, 2, 3]
     task = make_task(config().task)
     network = load_network("search_pruner/weights.pt", task)  # the replacements travel along
     for split in ("val", "test"):
@@ -113,18 +117,15 @@ def test_it_writes_the_pruned_network_and_all_that_led_to_it(project: Path) -> N
         assert task.evaluate(load_network("replace_ops/model.pt", task), split) == pytest.approx(metrics["accuracy"]["dense"][split])
     zeros = sum(int((~mask).sum()) for mask in content["masks"].values())
     assert metrics["weights"] - metrics["kept_weights"] == zeros and metrics["sparsity"] == pytest.approx(zeros / sum(p.numel() for p in network.parameters()))
-    assert [line.split("  top1")[0] for line in told.lines[:3]] == [
-        "race 1/3  magnitude + distillation",
-        "race 2/3  gradual + distillation",
-        "race 3/3  admm + distillation",
-    ]
+    assert [line.split("  top1")[0] for line in told.lines[:2]] == ["race of 1 epochs 1/4  magnitude", "race of 1 epochs 2/4  magnitude + distillation"]
     assert not list((project / "state").rglob("*.pt"))
 
 
-def run_until(project: Path, line: str) -> list[str]:
+def run_until(project: Path, line: str, workers: int = 1) -> list[str]:
     """Run the stage in a process of its own and kill -9 it when it prints ``line``."""
     env = os.environ | {"PYTHONPATH": str(ROOT), "NPAS_STATE": str(project / "state"), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen([sys.executable, "-W", "ignore", "-c", SCRIPT], cwd=project, env=env, stdout=subprocess.PIPE, text=True) as process:
+    (project / "stage.py").write_text(SCRIPT)
+    with subprocess.Popen([sys.executable, "-W", "ignore", "stage.py", str(workers)], cwd=project, env=env, stdout=subprocess.PIPE, text=True) as process:
         lines = []
         assert process.stdout is not None
         for said in process.stdout:
@@ -138,16 +139,16 @@ def run_until(project: Path, line: str) -> list[str]:
 
 def test_killed_in_the_race_and_in_the_last_run_it_ends_as_if_undisturbed(project: Path) -> None:
     assert not (project / "search_pruner").exists()
-    run_until(project, "race 2/3")
-    second = run_until(project, "epoch 1/2")  # the winner's first epoch is saved
+    run_until(project, "race of 1 epochs 2/4", workers=2)
+    second = run_until(project, "epoch 1/3")  # the winner's first epoch is saved
     assert sum("(earlier run)" in line for line in second) >= 1
     last = run_until(project, "")
-    assert sum("(earlier run)" in line for line in last) == 4 and sum(line.startswith("epoch 2/2") for line in last) == 1
+    assert sum("(earlier run)" in line for line in last) == 4 + 2 + 1 and sum(line.startswith("epoch 3/3") for line in last) == 1
     resumed = {name: (project / "search_pruner" / name).read_bytes() for name in OUTPUTS[1:]}
     weights = load_checkpoint("search_pruner/weights.pt")
     for path in (project / "state").rglob("*.jsonl"):
         path.unlink()
-    run_until(project, "")
+    search_pruner.run(config(), Silent())
     assert resumed == {name: (project / "search_pruner" / name).read_bytes() for name in OUTPUTS[1:]}
     again = load_checkpoint("search_pruner/weights.pt")
     assert weights["scores"] == again["scores"] and all(torch.equal(weights["state_dict"][name], again["state_dict"][name]) for name in weights["state_dict"])

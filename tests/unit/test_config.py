@@ -37,6 +37,8 @@ def refused(section: str, key: str, value: object) -> UsageError:
         ("bench.cpus", "", ()),
         ("bench.cpus", [], ()),
         ("task.model", "123", "123"),
+        ("search_pruner.workers", 2, "2"),
+        ("search_pruner.workers", "ray", "ray"),
     ],
 )
 def test_values_take_the_type_of_their_field(name: str, given: object, value: object) -> None:
@@ -63,6 +65,9 @@ def test_values_take_the_type_of_their_field(name: str, given: object, value: ob
         ("pretrain.epochs", "", "a whole number"),
         ("pretrain.label_smoothing", 1.5, "at most 1"),
         ("task.model", 123, "text"),
+        ("search_pruner.workers", 0, "a whole number from 1 on, or ray"),
+        ("search_pruner.workers", True, "or ray"),
+        ("search_pruner.workers", "dask", "or ray"),
         ("search_scheme.rates", [2, 0.5], "at least 1"),
         ("search_scheme.rates", "2,,x", "a number"),
         ("search_scheme.rates", "2,2.0", "different values"),
