@@ -86,8 +86,8 @@ class SearchScheme:
     budget_ratio: float = tunable(0.5, "latency budget as a fraction of the dense latency, when budget_ms is null", low=0, high=1)
     strategy: str = tunable(
         "npas",
-        "who proposes: npas (Q-learning + Gaussian-process screen), ql (Q-learning alone), bo (screen over a random pool), random",
-        choices=("npas", "ql", "bo", "random"),
+        "who proposes: npas (Q-learning + Gaussian-process screen), ql (Q-learning alone), bo (screen over a random pool), random, evolution, anneal, rnn (REINFORCE), ilp (integer program), uniform (one rate for all layers), global-magnitude (one threshold for all weights)",
+        choices=("npas", "ql", "bo", "random", "evolution", "anneal", "rnn", "ilp", "uniform", "global-magnitude"),
     )
     trials: int = tunable(24, "candidates to evaluate", low=1, duration=True)
     schemes: tuple[str, ...] = tunable(
@@ -114,6 +114,17 @@ class SearchScheme:
     train_threads: int = tunable(1, "CPU threads for training candidates; the other cores measure", low=1)
     runs: int = tunable(30, "timed runs per candidate, each beside the dense reference", low=3)
     seed: int = tunable(0, "seed of the search", low=0)
+    evolution_population: int = tunable(20, "evolution: the youngest trials, which may have offspring (Real et al.: 100 of 20,000 trials)", low=1)
+    evolution_sample: int = tunable(5, "evolution: members drawn, of which the best is mutated (Real et al.: 25)", low=1)
+    anneal_start: float = tunable(100.0, "anneal: temperature at the start, at which a loss of one standard deviation is accepted with probability 1/e (NNI: 100)", low=0.001)
+    anneal_stop: float = tunable(20.0, "anneal: temperature at the end (NNI: 20)", low=0.001)
+    anneal_rate: float = tunable(0.9, "anneal: factor of one step of the temperature (NNI: 0.9)", low=0.001, high=1)
+    anneal_perturb: float = tunable(0.35, "anneal: share of the layers that a step changes at the start (NNI: 0.35)", low=0, high=1)
+    rnn_hidden: int = tunable(32, "rnn: units of the LSTM controller", low=1)
+    rnn_lr: float = tunable(0.02, "rnn: learning rate of the controller (Adam)", low=0)
+    rnn_baseline: float = tunable(0.8, "rnn: share of the moving baseline that outlives a trial", low=0, high=1)
+    rnn_entropy: float = tunable(0.01, "rnn: weight of the policy's entropy, which keeps it from settling early", low=0)
+    ilp_learn: float = tunable(0.3, "ilp: share of the trials that teach the models when the space brings no estimates", low=0, high=1)
 
 
 @dataclass(frozen=True)

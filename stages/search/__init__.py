@@ -14,30 +14,50 @@ from functools import partial
 from typing import Any
 
 from stages.errors import UsageError
+from stages.search.annealing import Annealing
+from stages.search.evolution import Evolution
+from stages.search.global_magnitude import GlobalMagnitude
+from stages.search.ilp import IntegerProgram
 from stages.search.q_learning import QLearning
 from stages.search.random_search import Random
+from stages.search.rnn import Recurrent
 from stages.search.sampler import Sampler
 from stages.search.screen import Screened
-from stages.search.space import Space, Trial
+from stages.search.space import Costs, Space, Trial
+from stages.search.uniform import Uniform
 
 SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "npas": partial(Screened, QLearning),
     "ql": QLearning,
     "bo": partial(Screened, Random),
     "random": Random,
+    "evolution": Evolution,
+    "anneal": Annealing,
+    "rnn": Recurrent,
+    "ilp": IntegerProgram,
+    "uniform": Uniform,
+    "global-magnitude": GlobalMagnitude,
 }
-TUNABLES = {
+_Q = ("q_lr", "q_gamma", "q_initial", "q_replay", "q_explore")
+_SCREEN = ("pool", "initial", "wl_depth")
+TUNABLES: dict[str, tuple[str, ...]] = {
+    "npas": ("alpha", *_SCREEN, *_Q),
+    "ql": ("alpha", *_Q),
+    "bo": ("alpha", *_SCREEN),
     "random": ("alpha",),
-    "ql": ("alpha", "q_lr", "q_gamma", "q_initial", "q_replay", "q_explore"),
-    "bo": ("alpha", "pool", "initial", "wl_depth"),
-    "npas": ("alpha", "pool", "initial", "wl_depth", "q_lr", "q_gamma", "q_initial", "q_replay", "q_explore"),
+    "evolution": ("alpha", "evolution_population", "evolution_sample"),
+    "anneal": ("alpha", "anneal_start", "anneal_stop", "anneal_rate", "anneal_perturb"),
+    "rnn": ("alpha", "rnn_hidden", "rnn_lr", "rnn_baseline", "rnn_entropy"),
+    "ilp": ("alpha", "ilp_learn"),
+    "uniform": ("alpha",),
+    "global-magnitude": ("alpha",),
 }
 
 
 def make_sampler(name: str, space: Space, trials: int, budget_ms: float | None = None, seed: int = 0, **tunables: Any) -> Sampler:
-    """The strategy ``name`` (npas, ql, bo, random) on ``space``, its schedule planned for ``trials``; ``tunables`` as in stages.config.SearchScheme.
+    """The strategy ``name`` (a key of SAMPLERS) on ``space``, its schedule planned for ``trials``; ``tunables`` as in stages.config.SearchScheme.
 
-    ``TUNABLES[name]`` lists those that the strategy has. UsageError for an unknown strategy or tunable.
+    ``TUNABLES[name]`` lists those that the strategy has. UsageError for an unknown strategy or tunable, and when the space lacks what the strategy can't do without.
     """
     if name not in SAMPLERS:
         raise UsageError(f"Unknown search strategy '{name}'.", f"Known: {', '.join(SAMPLERS)}.")
@@ -46,4 +66,4 @@ def make_sampler(name: str, space: Space, trials: int, budget_ms: float | None =
     return SAMPLERS[name](space, trials, budget_ms, seed, **tunables)
 
 
-__all__ = ["SAMPLERS", "TUNABLES", "Sampler", "Space", "Trial", "make_sampler"]
+__all__ = ["SAMPLERS", "TUNABLES", "Costs", "Sampler", "Space", "Trial", "make_sampler"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class Sampler(ABC):
         self.pending: dict[Choices, None] = {}  # a dict keeps the order
 
     def ask(self, n: int = 1) -> tuple[Choices, ...]:
-        """Up to ``n`` distinct candidates that were neither told nor asked before; fewer, then (), when the space is exhausted."""
+        """Up to ``n`` distinct candidates that were neither told nor asked before; fewer, then (), when the space is exhausted, or what the strategy would ever propose."""
         fresh = self._first(max(0, n))
         if missing := min(max(0, n) - len(fresh), self.space.size - len(self.told) - len(self.pending)):
             fresh += self.propose(missing, self.generator(), {*self.told, *self.pending})
@@ -54,7 +54,11 @@ class Sampler(ABC):
 
     @abstractmethod
     def propose(self, n: int, rng: np.random.Generator, known: set[Choices]) -> list[Choices]:
-        """Exactly ``n`` distinct candidates outside ``known`` (at least n are left in the space)."""
+        """``n`` distinct candidates outside ``known`` (at least n are left in the space); fewer only from a strategy that never leaves a part of the space, when that is exhausted."""
+
+    def preferences(self) -> list[dict[Hashable, float]] | None:
+        """Per slot, what each choice is worth as the strategy has come to see it (its docstring says in which unit; more is better); None when it has no such view."""
+        return None
 
     def generator(self) -> np.random.Generator:
         """The random numbers of this moment of the history."""

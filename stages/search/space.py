@@ -49,12 +49,28 @@ class Trial:
         return self.state == "complete" and (budget_ms is None or (self.latency_ms is not None and self.latency_ms <= budget_ms))
 
 
+@dataclass(frozen=True)
+class Costs:
+    """Additive estimates of what each choice does to a candidate: ``loss[i][j]`` (any unit; more is worse) and ``latency_ms[i][j]`` of the j-th choice of slot i.
+
+    Both may be relative to anything, e.g. to the first choice; ``base_ms`` is what is to be added to the sum of latencies.
+    """
+
+    loss: tuple[tuple[float, ...], ...]
+    latency_ms: tuple[tuple[float, ...], ...]
+    base_ms: float = 0.0
+
+
 class Space:
     """Decision slots with categorical choices.
 
     ``slots[i]`` are the distinct, hashable choices of decision i; those that are alike best stand side by side, for ``step``.
     ``graph(choices)`` gives the labelled DAG of one candidate for the Weisfeiler-Lehman kernel; without it the slots form a chain. ``first`` are candidates worth evaluating before any proposal, the best guess first. ``weights[i]`` are relative
     probabilities (> 0) of slot i's choices when one is drawn at random; uniform by default.
+
+    What its owner may know besides, and what some strategies use: ``costs``, additive estimates of loss and latency (ilp, anneal; learnt from trials where they are missing);
+    ``uniform``, ladders of candidates that treat every slot alike, each from the mildest to the fastest (uniform); ``threshold(t)``, the candidate in which one threshold for
+    all weights prunes about the share t of them, 0 to 1 (global-magnitude, which needs it).
 
     >>> Space([("none", "conv1x1"), (1, 2, 3)]).size
     6
@@ -67,6 +83,9 @@ class Space:
         *,
         first: Sequence[Choices] = (),
         weights: Sequence[Sequence[float] | np.ndarray] | None = None,
+        costs: Costs | None = None,
+        uniform: Sequence[Sequence[Choices]] = (),
+        threshold: Callable[[float], Choices] | None = None,
     ):
         self.slots: tuple[tuple[Hashable, ...], ...] = tuple(tuple(slot) for slot in slots)
         self._index = [{choice: i for i, choice in enumerate(slot)} for slot in self.slots]
@@ -79,15 +98,28 @@ class Space:
         if [len(w) for w in self._weights] != [len(slot) for slot in self.slots] or any((w <= 0).any() for w in self._weights):
             raise ValueError("weights need one positive number per choice of every slot")
         self.first = tuple(dict.fromkeys(self.check(choices) for choices in first))
+        for table in (costs.loss, costs.latency_ms) if costs else ():
+            if [len(row) for row in table] != [len(slot) for slot in self.slots]:
+                raise ValueError("costs need one number per choice of every slot")
+        self.costs, self.uniform, self.threshold = costs, tuple(map(tuple, uniform)), threshold
 
     def starting_with(self, first: Sequence[Choices], weights: Sequence[Sequence[float] | np.ndarray] | None = None) -> Space:
         """This space with other first candidates, and other weights if given."""
-        return Space(self.slots, self.graph, first=first, weights=self._weights if weights is None else weights)
+        return self.knowing(first=first) if weights is None else self.knowing(first=first, weights=weights)
+
+    def knowing(self, **knowledge: Any) -> Space:
+        """This space with some of its keyword arguments (first, weights, costs, uniform, threshold) given anew."""
+        known = {"first": self.first, "weights": self._weights, "costs": self.costs, "uniform": self.uniform, "threshold": self.threshold}
+        return Space(self.slots, self.graph, **(known | knowledge))
 
     @property
     def size(self) -> int:
         """How many candidates there are."""
         return math.prod(len(slot) for slot in self.slots)
+
+    def weights(self, slot: int) -> np.ndarray:
+        """Probabilities of the choices of one slot in a random draw, (choices,)."""
+        return self._weights[slot]
 
     def check(self, choices: Sequence[Any]) -> Choices:
         """``choices`` as a tuple; ValueError if it isn't one of this space's candidates."""
@@ -113,6 +145,12 @@ class Space:
     def draw_slot(self, slot: int, rng: np.random.Generator) -> Hashable:
         """A random choice of one slot, by its weights."""
         return self.slots[slot][rng.choice(len(self.slots[slot]), p=self._weights[slot])]
+
+    def other(self, slot: int, choice: Hashable, rng: np.random.Generator) -> Hashable:
+        """A random choice of the slot that isn't ``choice``, by its weights; ``choice`` itself where it is the only one."""
+        weights = self._weights[slot].copy()
+        weights[self._index[slot][choice]] = 0.0
+        return self.slots[slot][int(rng.choice(len(weights), p=weights / weights.sum()))] if weights.any() else choice
 
     def step(self, slot: int, choice: Hashable, rng: np.random.Generator) -> Hashable:
         """Another choice of the slot, at most a fifth of its length away, by its weights; ``choice`` itself where it is the only one."""
