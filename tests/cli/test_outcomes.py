@@ -70,6 +70,7 @@ FAILURES = [
     (errors.InvalidMeasurement("It broke.", "Mend it."), 9),
     (errors.WrongOutput("It broke.", "Mend it."), 10),
     (errors.TooSlow("It broke.", "Mend it."), 11),
+    (errors.WorkerLost("It broke.", "Mend it."), 1),
     (errors.Interrupted("It broke.", "Mend it."), 130),
 ]
 
