@@ -27,10 +27,10 @@ run: .venv/.installed
 	@npas report
 
 test: .venv/.installed-dev
-	pytest -m "not full and not device" $(PYTEST_ARGS)
+	pytest -m "not full and not device and not adbd" $(PYTEST_ARGS)
 
 test-all: test
-	pytest -m "full and not device" $(PYTEST_ARGS)
+	pytest -rs -m "(full or adbd) and not device" $(PYTEST_ARGS)
 
 lint: .venv/.installed-dev
 	ruff check .

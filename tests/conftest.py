@@ -19,6 +19,7 @@ def _own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("NPAS_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.delenv("NPAS_STATE", raising=False)
         patch.setenv("NO_COLOR", "1")
+        patch.setenv("ANDROID_ADB_SERVER_PORT", "1")  # where no adb server runs: phones of whoever runs the tests are left alone
         yield
 
 
