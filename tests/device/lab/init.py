@@ -8,7 +8,7 @@ import time
 
 dialog = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 dialog.bind("/dev/socket/adbd")
-os.environ["ANDROID_SOCKET_adbd"] = str(dialog.fileno())
+os.environ["ANDROID_SOCKET_adbd"] = str(dialog.fileno())  # noqa: SIM112
 while True:
     subprocess.run(sys.argv[1:], pass_fds=(dialog.fileno(),), check=False)
     time.sleep(0.2)

@@ -14,6 +14,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -60,9 +61,9 @@ class Phone:
         self.state, self.port = state, free_port()
         (state / "services").mkdir(parents=True)
         (state / "props").write_text("".join(f"[{name}]: [{value}]\n" for name, value in props.items()))
-        self._log = open(state / "adbd.log", "w")
         command = ["bash", LAB / "phone.sh", adbd(), str(self.port), state, str(data_bytes)]
-        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, start_new_session=True)
+        with open(state / "adbd.log", "w") as log:
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         try:
             self.wait()
         except BaseException:
@@ -107,7 +108,6 @@ class Phone:
         if self._process.poll() is None:
             self._process.kill()  # bwrap: what is inside dies with it
             self._process.wait()
-        self._log.close()
 
 
 class Dialog(threading.Thread):
@@ -132,10 +132,8 @@ class Dialog(threading.Thread):
             pass
 
     def close(self) -> None:
-        try:
+        with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
         self._socket.close()
 
 
