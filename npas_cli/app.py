@@ -30,7 +30,7 @@ ABOUT = """Prune a trained network to a latency budget measured on your device, 
 The whole pipeline is `dvc repro`; each of its stages is a command here, configured by its section of params.yaml.
 `npas COMMAND --help` tells what a command reads, writes and accepts.
 
-Exit codes: 0 ok, 1 failure, 2 usage or bad input, 3 budget can't be met, 4 no such device, 9 measurement not to be trusted, 10 wrong output, 11 too slow, 130 interrupted."""
+Exit codes: 0 ok, 1 failure, 2 usage or bad input, 3 budget can't be met, 4 no such device, 5 phone doesn't trust this computer, 6 phone lost, 7 phone full, 8 runner died, 9 measurement not to be trusted, 10 wrong output, 11 too slow, 130 interrupted."""
 
 app = typer.Typer(
     help=ABOUT, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True

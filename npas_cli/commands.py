@@ -99,7 +99,9 @@ COMMANDS = (
     Command(
         "bench",
         "Measure the compiled networks on the device, dense beside pruned.",
-        "Pinned threads, warm-up, interleaved rounds, medians with intervals. Exit 9: measured but not to be trusted; 10: wrong output; 11: above --fail-above.",
+        "Pinned threads, warm-up, interleaved rounds, medians with intervals. Phones are reached over adb; what isn't compiled for them yet is compiled now. "
+        "Exit 4, 5: no phone, or it doesn't trust this computer; 6: lost (the same command goes on); 7: it is full; 8: the runner died; 9: measured but not to be trusted; "
+        "10: wrong output; 11: above --fail-above, or slower than --baseline.",
         ("probe/device.json", "pretrain/model.pt", "replace_ops/model.pt", "search_scheme/scheme.json", "search_pruner/weights.pt",
          "compile/host/model.so", "compile/host/dense.so", "compile/host/original.so", "compile/host/manifest.json"),
         ("bench/latency.json", "bench/metrics.json", "bench/layers.csv"),

@@ -49,7 +49,7 @@ def signature(flags: Mapping[str, tuple[type, Any]]) -> inspect.Signature:
 def stage_flags(command: Command) -> dict[str, tuple[type, Any]]:
     """All flags of a stage command: one for each field of its section, then the common ones."""
     own = {key: field_flag(command.section, key) for key in fields(command.section)}
-    return own | common(command.measures and "device" not in own)
+    return own | common(command.measures and not {"device", "devices"} & set(own))  # --device of bench is its own
 
 
 def field_flag(section: str, key: str) -> tuple[type, Any]:

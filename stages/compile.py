@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from stages.tasks import Task
 
 NETWORKS = ("model", "dense", "original")
+READS = ("pretrain/model.pt", "replace_ops/model.pt", "search_scheme/scheme.json", "search_pruner/weights.pt")
 
 
 def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -> dict[str, Any]:
@@ -63,9 +64,26 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
         | {"macs_dense": made["dense"].manifest["macs"]}
     )
     digest = {"runner_sha256": sha256(folder / "runner")} if cross else {"so_sha256": sha256(folder / "model.so")}
-    write_json(folder / "manifest.json", manifest | counts | digest | record)
+    write_json(folder / "manifest.json", manifest | counts | digest | {"made_from": _made_from()} | record)
     write_json(folder / "metrics.json", metrics | ({"overrides": plain(overrides)} if overrides else {}))
     return metrics
+
+
+def is_current(config: Config) -> bool:
+    """Whether compile/<target>/ holds whole files, made of the checkpoints that are there now and in the way that ``config`` asks for."""
+    folder = Path("compile") / config.compile.target
+    try:
+        manifest = read_json(folder / "manifest.json")
+        program = folder / ("model.so" if config.compile.target == "host" else "runner")
+        whole = sha256(program) == manifest.get("so_sha256" if config.compile.target == "host" else "runner_sha256")
+    except (ArtifactError, OSError):
+        return False
+    asked, made = plain(config.compile), manifest["config"]["compile"]
+    return whole and manifest.get("made_from") == _made_from() and all(asked[key] == made.get(key) for key in ("mcpu", "threads"))
+
+
+def _made_from() -> dict[str, str]:
+    return {path: sha256(path) for path in READS if Path(path).exists()}
 
 
 def _outcome(manifest: Mapping[str, Any]) -> str:

@@ -55,7 +55,7 @@ class Task:
 class Probe:
     """The device whose latency counts."""
 
-    device: str = tunable("host", "device to measure on: host (this machine)")
+    device: str = tunable("host", "device to measure on: host (this machine), adb (the only phone), adb:SERIAL or adb:HOST:PORT")
 
 
 @dataclass(frozen=True)
@@ -170,6 +170,15 @@ class Bench:
     cpus: tuple[int, ...] = tunable((), "cores to pin to, e.g. [0]; empty: the last core that this process may use", low=0)
     fail_above: float | None = tunable(None, "exit 11 when the median is above this many milliseconds", low=0)
     session: int = tunable(1, "raise it to measure again in an unchanged pipeline", low=0)
+    devices: tuple[str, ...] = tunable(
+        (), "where to measure, one after the other: host, adb (the only phone), adb:SERIAL, adb:HOST:PORT; empty: probe.device", flag="--device"
+    )
+    cluster: str = tunable("", "cores to pin to by kind: big, little, or a mask such as 0xf0; empty: bench.cpus, or the last core here and a big one on a phone")
+    threads: int | None = tunable(None, "threads to run on, at most compile.threads; null: that many", low=1)
+    cool_minutes: float = tunable(5.0, "longest wait for a hot phone to cool before it is measured", low=0)
+    baseline: str | None = tunable(None, "an earlier bench/latency.json: exit 11 when the pruned network has become slower relative to the dense one since")
+    margin: float = tunable(0.02, "slower than the baseline means: the whole 95 % interval of the change lies beyond this share", low=0)
+    junit: str | None = tunable(None, "file for a JUnit report of the checks, as CI systems show it")
 
 
 @dataclass(frozen=True)

@@ -3,47 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 
+from stages.devices.adb.discovery import open_connection
+from stages.devices.android import Android
+from stages.devices.correct import Expected
 from stages.devices.host import HostDevice
+from stages.devices.models import Linked, Model
 from stages.devices.timing import Measurement, TimingProtocol, speedup, stats
 from stages.errors import DeviceNotFound
+from stages.progress import Progress
 
-__all__ = ["DEVICES", "Device", "Measurement", "TimingProtocol", "list_devices", "open_device", "speedup", "stats"]
+__all__ = ["DEVICES", "Device", "Expected", "Linked", "Measurement", "Model", "TimingProtocol", "list_devices", "open_device", "speedup", "stats"]
 
 
 class Device(Protocol):
-    """Something that runs compiled networks. ``models`` are files of this computer; a device that is elsewhere brings them there itself."""
+    """Something that runs compiled networks. ``models`` are files of this computer; a device that is elsewhere brings them there itself.
+
+    ``target`` is what they have to be compiled for (config.TARGETS).
+    """
+
+    target: str
 
     def probe(self) -> dict[str, Any]:
         """Who it is (probe.py): deterministic, with ``fingerprint``."""
 
-    def outputs(self, models: Sequence[Path], inputs: Sequence[np.ndarray], protocol: TimingProtocol = ...) -> tuple[tuple[np.ndarray, ...], ...]:
+    def outputs(self, models: Sequence[Model], inputs: Sequence[np.ndarray], protocol: TimingProtocol = ...) -> tuple[tuple[np.ndarray, ...], ...]:
         """What each network computes for ``inputs``, untimed: check this before believing any time."""
 
-    def measure(self, models: Sequence[Path], inputs: Sequence[np.ndarray], protocol: TimingProtocol) -> Measurement:
-        """Time all networks in interleaved rounds on the same inputs."""
+    def measure(self, models: Sequence[Model], inputs: Sequence[np.ndarray], protocol: TimingProtocol, expected: Expected | None = ...) -> Measurement:
+        """Time all networks in interleaved rounds on the same inputs; WrongOutput before any timing when one doesn't compute what is ``expected``."""
 
-    def profile(self, model: Path, inputs: Sequence[np.ndarray], runs: int, protocol: TimingProtocol) -> list[float]:
+    def profile(self, model: Model, inputs: Sequence[np.ndarray], runs: int, protocol: TimingProtocol) -> list[float]:
         """Median ms of each entry of the manifest's kernels."""
 
-    def manifests(self, models: Sequence[Path]) -> list[dict[str, Any]]:
+    def manifests(self, models: Sequence[Model]) -> list[dict[str, Any]]:
         """The manifest inside each compiled network."""
+
+    def close(self) -> None:
+        """Give back what it holds open; a later question opens it again."""
 
 
 DEVICES: dict[str, Callable[[], Device]] = {"host": HostDevice}
 
 
-def open_device(spec: str) -> Device:
-    """The device that ``spec`` names ("host"). DeviceNotFound (exit 4) with the known ones otherwise."""
+def open_device(spec: str, progress: Progress | None = None) -> Device:
+    """The device that ``spec`` names: "host", "adb" (the only phone), "adb:SERIAL", "adb:HOST:PORT". A phone is connected to when it is first asked for something.
+
+    ``progress`` hears what a person should know meanwhile. DeviceNotFound (exit 4) with the known ones for any other.
+    """
     if spec in DEVICES:
         return DEVICES[spec]()
     if spec == "adb" or spec.startswith("adb:"):
-        raise DeviceNotFound(f"This version of npas can't measure on phones yet ({spec}).", f"Known devices: {', '.join(DEVICES)}. 'npas devices' lists them.")
-    raise DeviceNotFound(f"There is no device '{spec}'.", f"Known devices: {', '.join(DEVICES)}. 'npas devices' lists them.")
+        return Android(partial(open_connection, spec, progress), progress.say if progress else lambda line: None)
+    raise DeviceNotFound(f"There is no device '{spec}'.", f"Known devices: {', '.join(DEVICES)}, adb, adb:SERIAL, adb:HOST:PORT. 'npas devices' lists them.")
 
 
 def list_devices() -> list[dict[str, Any]]:

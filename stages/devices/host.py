@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import platform
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -15,8 +16,11 @@ import numpy as np
 
 from stages.artifacts import cache_dir
 from stages.devices import runner
-from stages.devices.probe import host_identity
-from stages.devices.timing import Measurement, TimingProtocol, judge
+from stages.devices.clusters import choose_cores
+from stages.devices.correct import Expected
+from stages.devices.models import Linked, Model, existing
+from stages.devices.probe import clusters, governor, host_identity
+from stages.devices.timing import Conditions, Measurement, TimingProtocol
 from stages.errors import UsageError
 
 POLL_SECONDS = 0.5
@@ -26,36 +30,41 @@ DEFAULT = TimingProtocol()
 class HostDevice:
     """The Device protocol on this machine."""
 
+    target = "host"
+
     def probe(self) -> dict[str, Any]:
         """Who this machine is; the same every time."""
         return host_identity()
 
-    def outputs(self, models: Sequence[Path], inputs: Sequence[np.ndarray], protocol: TimingProtocol = DEFAULT) -> tuple[tuple[np.ndarray, ...], ...]:
+    def outputs(self, models: Sequence[Model], inputs: Sequence[np.ndarray], protocol: TimingProtocol = DEFAULT) -> tuple[tuple[np.ndarray, ...], ...]:
         """What each network computes for ``inputs``; one run each, nothing timed."""
         with _session(models, inputs, protocol) as session:
             session.start()
             return session.outputs()
 
-    def measure(self, models: Sequence[Path], inputs: Sequence[np.ndarray], protocol: TimingProtocol) -> Measurement:
-        """Time ``models`` in interleaved rounds on the same inputs. RunnerCrashed, UsageError (inputs, cores), ArtifactError (no such model)."""
+    def measure(self, models: Sequence[Model], inputs: Sequence[np.ndarray], protocol: TimingProtocol, expected: Expected | None = None) -> Measurement:
+        """Time ``models`` in interleaved rounds on the same inputs. RunnerCrashed, UsageError (inputs, cores), ArtifactError (no such model), WrongOutput before any timing."""
         with _session(models, inputs, protocol) as session:
-            events = session.start("--runs", str(protocol.runs))
-            samples, cpu = events.per_model("ms", len(models)), events.per_model("cpu_ms", len(models))
-            observed = [r["cpu"] for r in events.rounds]
-            valid, reasons = judge(samples, cpu, protocol.runs, session.cpus, events.pinned, observed, events.stable)
-            return Measurement(
-                samples, session.outputs(), tuple(events.init_ms), tuple(events.first_ms), cpu, tuple(events.pinned), tuple(events.frequency_khz), valid, reasons
-            )
+            if expected:
+                runner.write_expected(expected, session.folder / "expect")
+            events = session.start(*runner.timing_arguments(protocol, str(session.folder / "expect") if expected else "", expected.tolerance if expected else 0))
+            if expected and not all(check["ok"] for check in events.checks):
+                runner.raise_wrong(expected, session.outputs())
+            conditions = Conditions(kernel=platform.release(), governor=governor(events.pinned[0]) if events.pinned else None)
+            return runner.measurement(events, session.outputs(), session.manifests, protocol, session.cpus, conditions=conditions)
 
-    def profile(self, model: Path, inputs: Sequence[np.ndarray], runs: int, protocol: TimingProtocol) -> list[float]:
+    def profile(self, model: Model, inputs: Sequence[np.ndarray], runs: int, protocol: TimingProtocol) -> list[float]:
         """Median ms over ``runs`` of each entry of the manifest's kernels, in its order."""
         with _session([model], inputs, protocol) as session:
             return [float(v) for v in np.median(session.start("--profile", str(runs)).profiles[0], axis=0)]
 
-    def manifests(self, models: Sequence[Path]) -> list[dict[str, Any]]:
+    def manifests(self, models: Sequence[Model]) -> list[dict[str, Any]]:
         """The manifest inside each compiled network, read by the runner: a broken network can't take this process down."""
         with tempfile.TemporaryDirectory(prefix="npas-") as folder:
-            return _manifests([runner.existing(m) for m in models], Path(folder), DEFAULT)
+            return _manifests(_libraries(models), Path(folder), DEFAULT)
+
+    def close(self) -> None:
+        """Nothing is open between two questions."""
 
 
 class _Session:
@@ -77,8 +86,8 @@ class _Session:
 
 
 @contextmanager
-def _session(models: Sequence[Path], inputs: Sequence[np.ndarray], protocol: TimingProtocol) -> Iterator[_Session]:
-    paths, cpus = [runner.existing(m) for m in models], choose_cpus(protocol)
+def _session(models: Sequence[Model], inputs: Sequence[np.ndarray], protocol: TimingProtocol) -> Iterator[_Session]:
+    paths, cpus = _libraries(models), choose_cpus(protocol)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="npas-")))
         manifests = _manifests(paths, folder, protocol)
@@ -89,15 +98,15 @@ def _session(models: Sequence[Path], inputs: Sequence[np.ndarray], protocol: Tim
         yield _Session(folder, paths, manifests, inputs, protocol, cpus)
 
 
+def _libraries(models: Sequence[Model]) -> list[Path]:
+    if any(isinstance(model, Linked) for model in models):
+        raise UsageError("An executable of another machine can't be measured here.", "Give libraries that were compiled for target 'host'.")
+    return [existing(model) for model in models if not isinstance(model, Linked)]
+
+
 def choose_cpus(protocol: TimingProtocol) -> tuple[int, ...]:
     """The cores to pin to: those of the protocol, or the last ones that this process may use. UsageError for cores that it may not."""
-    allowed = sorted(os.sched_getaffinity(0))
-    cpus = protocol.cpus or tuple(allowed[-protocol.threads :])
-    if not set(cpus) <= set(allowed):
-        raise UsageError(f"This process may not use the cores {','.join(map(str, cpus))}.", f"Choose from {','.join(map(str, allowed))}.")
-    if len(set(cpus)) < protocol.threads:
-        raise UsageError(f"{protocol.threads} threads need as many cores; there are {len(set(cpus))}.", "Give fewer threads, or more cores.")
-    return tuple(cpus)
+    return choose_cores(protocol.cluster, protocol.cpus, protocol.threads, clusters() if protocol.cluster else (), os.sched_getaffinity(0))
 
 
 @contextmanager
@@ -127,7 +136,8 @@ def _launch(words: Sequence[str], events: Path, protocol: TimingProtocol) -> run
         stderr.seek(0)
         said = stderr.read().decode(errors="replace")
     found = runner.read_events(events.read_text(encoding="utf-8", errors="replace").splitlines() if events.exists() else [])
-    runner.check_exit(code, found.error, said)
+    if code != runner.WRONG or found.error:
+        runner.check_exit(code, found.error, said)
     return found
 
 

@@ -6,17 +6,16 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from stages.artifacts import sha256
-from stages.devices.probe import governor
+from stages.devices.baseline import compare
+from stages.devices.correct import correctness
+from stages.devices.models import Linked, Model
 from stages.devices.timing import Measurement, TimingProtocol, speedup, stats
-from stages.errors import InvalidMeasurement, TooSlow, WrongOutput
+from stages.errors import InvalidMeasurement, NpasError, TooSlow
 
-Outputs = Sequence[np.ndarray]
+__all__ = ["Compiled", "NETWORKS", "build", "correctness", "judge", "layer_rows", "metrics"]
 NETWORKS = ("pruned", "dense", "original")  # the order of a bench: the network in question first, then its references
 
 
@@ -24,23 +23,9 @@ NETWORKS = ("pruned", "dense", "original")  # the order of a bench: the network 
 class Compiled:
     """One compiled network of a bench: its file, its manifest, and the median ms of each of the manifest's kernels."""
 
-    path: Path
+    model: Model
     manifest: Mapping[str, Any]
     kernel_ms: Sequence[float]
-
-
-def correctness(name: str, outputs: Outputs, expected: Outputs, tolerance: float) -> dict[str, float]:
-    """Largest absolute error of ``outputs`` against PyTorch's, and largest absolute output. WrongOutput (exit 10) beyond ``tolerance`` times the latter.
-
-    A NaN anywhere, another number of outputs or another shape is wrong too.
-    """
-    same = len(outputs) == len(expected) and all(a.shape == b.shape for a, b in zip(outputs, expected, strict=False))
-    error = max((float(np.max(np.abs(a - b), initial=0.0)) for a, b in zip(outputs, expected, strict=True)), default=0.0) if same else float("nan")
-    largest = max((float(np.max(np.abs(b), initial=0.0)) for b in expected), default=0.0)
-    if not error <= tolerance * largest:
-        found = f"the largest error is {error:.3g}, the largest output {largest:.3g}" if same else "another number or shape of outputs"
-        raise WrongOutput(f"The compiled {name} network does not compute what PyTorch computes: {found}.", "Nothing was timed. Compile it again with 'npas compile', which checks it too.")
-    return {"max_abs_err": error, "max_abs_output": largest, "tolerance": tolerance}
 
 
 def layer_rows(pruned: Compiled, dense: Compiled) -> list[dict[str, Any]]:
@@ -66,13 +51,13 @@ def _by_layer(network: Compiled) -> dict[str, tuple[str, float]]:
 def build(name: str, networks: Sequence[Compiled], measured: Measurement, protocol: TimingProtocol, identity: Mapping[str, Any], checks: Sequence[Mapping[str, float]], scheme_sha256: str | None) -> dict[str, Any]:
     """The whole record. ``networks``, ``measured`` and ``checks`` are in the order of NETWORKS; ``identity`` is the device's probe."""
     pruned, dense, original = (_network(n, measured, k) for k, n in enumerate(networks))
-    manifest = networks[0].manifest
+    manifest, around = networks[0].manifest, measured.conditions
     target = manifest["target"]
     return {
         "schema": "npas-bench/1",
         "model": {"name": name, "sha256": pruned["sha256"], "bytes": pruned["bytes"], "scheme_sha256": scheme_sha256, "macs": pruned["macs"], "inputs": [i["shape"] for i in manifest["inputs"]]},
         "target": {"triple": target["triple"], "mcpu": target["mcpu"], "backend": "llvm", "threads": protocol.threads},
-        "device": dict(identity) | {"sdk": None, "kernel": platform.release(), "governor": governor(measured.cpus[0]) if measured.cpus else None, "battery": None},
+        "device": dict(identity) | {"sdk": around.sdk, "kernel": around.kernel, "governor": around.governor, "battery": around.battery and dict(around.battery)},
         "protocol": {"warmup": protocol.warmup, "warmup_seconds": protocol.warmup_seconds, "runs": protocol.runs, "settle": protocol.settle, "mask": list(measured.cpus), "order": "interleaved, rotating"},
         "samples_ms": pruned["samples_ms"],
         "cpu_ms": pruned["cpu_ms"],
@@ -84,19 +69,20 @@ def build(name: str, networks: Sequence[Compiled], measured: Measurement, protoc
         "layers": layer_rows(networks[0], networks[1]),
         "init_ms": pruned["init_ms"],
         "first_ms": pruned["first_ms"],
-        "thermal": {"before": None, "after": None, "max_status": None, "trace": [], "frequency_khz": list(measured.frequency_khz)},
+        "thermal": dict(around.thermal) | {"frequency_khz": list(measured.frequency_khz)},
         "correctness": {"ok": True, **checks[0], "dense": dict(checks[1]), "original": dict(checks[2])},
         "valid": measured.valid,
         "reasons": list(measured.reasons),
-        "link": {"losses": 0, "reconnects": 0},
+        "link": dict(around.link),
         "versions": {"npas": _version("npas"), "torch": _version("torch"), "tvm": manifest["tvm"], "python": platform.python_version()},
     }
 
 
 def _network(network: Compiled, measured: Measurement, k: int) -> dict[str, Any]:
     samples = list(measured.samples_ms[k])
+    path = network.model.program if isinstance(network.model, Linked) else network.model
     return {
-        "sha256": sha256(network.path), "bytes": network.path.stat().st_size, "macs": network.manifest["macs"], "samples_ms": samples, "cpu_ms": list(measured.cpu_ms[k]),
+        "sha256": sha256(path), "bytes": path.stat().st_size, "macs": network.manifest["macs"], "samples_ms": samples, "cpu_ms": list(measured.cpu_ms[k]),
         "stats": stats(samples), "init_ms": measured.init_ms[k], "first_ms": measured.first_ms[k],
     }  # fmt: skip
 
@@ -117,11 +103,22 @@ def metrics(record: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def judge_record(record: Mapping[str, Any], fail_above: float | None) -> None:
-    """InvalidMeasurement (exit 9), else TooSlow (exit 11) when the median is above ``fail_above`` ms: a time that can't be trusted fails nothing."""
+def judge(record: dict[str, Any], fail_above: float | None, baseline: Mapping[str, Any] | None = None, margin: float = 0.0) -> NpasError | None:
+    """InvalidMeasurement (exit 9), else TooSlow (exit 11) when the median is above ``fail_above`` ms or slower than the baseline allows: a time that can't be trusted fails nothing else.
+
+    The comparison with the baseline becomes part of ``record``.
+    """
     median = record["stats"]["median"]
+    if baseline is not None:
+        record["baseline"] = compare(record, baseline, margin)
     if not record["valid"]:
         why = "; ".join(r for r in record["reasons"] if not r.startswith("warning:"))
-        raise InvalidMeasurement(f"Measured {median:.3f} ms, but it is not to be trusted: {why}.", "The record is saved. Stop other programs, or choose other cores with --cpus, and measure again.")
+        return InvalidMeasurement(f"Measured {median:.3f} ms, but it is not to be trusted: {why}.", "The record is saved. Stop other programs, or choose other cores with --cpus or --cluster, and measure again.")
     if fail_above is not None and median > fail_above:
-        raise TooSlow(f"The median is {median:.3f} ms, above the {fail_above:g} ms allowed.", "Lower the budget of the search, or raise --fail-above; the record is saved.")
+        return TooSlow(f"The median is {median:.3f} ms, above the {fail_above:g} ms allowed.", "Lower the budget of the search, or raise --fail-above; the record is saved.")
+    if baseline is not None and record["baseline"]["slower"]:
+        low, high = record["baseline"]["ci95"]
+        return TooSlow(
+            f"Relative to the dense network it takes {record['baseline']['ratio']:.3f} times as long as in the baseline ({low:.3f} .. {high:.3f}).", "The record is saved; if the change is meant, let it be the next baseline."
+        )
+    return None

@@ -5,13 +5,16 @@
  * OUTPUTS are the byte sizes of the model's outputs ("40,4096"); KERNELS is the number of entries that npas_profile fills. Both stand in the
  * manifest, which `--describe` writes to PREFIX.<model>.manifest.json; so the runner itself reads no JSON.
  * Every event is one JSON line, written outside the timed region: a reader may poll the file, and a run that dies keeps what it measured.
+ * With --expect PREFIX TOLERANCE the first outputs are compared with PREFIX.<model>.<output>.raw, and nothing is timed unless all are right.
+ * With --silence SECONDS the program ends itself when that long no event was written: nobody else may be there to stop it on a phone.
  *
  * A host model is a shared object. A phone has static executables that can't dlopen: with -DNPAS_STATIC='"models.inc"' the models are linked in;
  * models.inc holds one MODEL(prefix) a line, for the symbols prefix_npas_run and so on, and `--model prefix ...` names one of them.
  *
- * Exit: 0 done, 2 bad arguments, 3 an error that the last line of FILE tells. */
+ * Exit: 0 done, 2 bad arguments, 3 an error that the last line of FILE tells, 4 wrong outputs (the "check" events tell), 124 silent for too long. */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <math.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -19,6 +22,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/time.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -46,6 +50,8 @@ static int model_count, input_count, threads = 1;
 static const char *input_paths[MAX_TENSORS];
 static const void *inputs[MAX_TENSORS];
 static FILE *events;
+static struct itimerval silence;
+static cpu_set_t mask; /* the cores that the system says this process has */
 
 static double seconds(clockid_t clock) {
   struct timespec t;
@@ -89,6 +95,21 @@ static void numbers(const char *name, const double *values, int count) {
 static void end_event(void) {
   fprintf(events, "}\n");
   fflush(events);
+  if (silence.it_value.tv_sec || silence.it_value.tv_usec) setitimer(ITIMER_REAL, &silence, NULL);
+}
+
+static void too_silent(int number) {
+  static const char line[] = "\n{\"event\": \"silent\"}\n"; /* on a line of its own: the last one may be unfinished */
+  (void)number;
+  if (write(fileno(events), line, sizeof line - 1) < 0) _exit(125);
+  _exit(124);
+}
+
+static void watch(double least_seconds) {
+  silence.it_value.tv_sec = (time_t)least_seconds;
+  silence.it_value.tv_usec = (suseconds_t)(1e6 * (least_seconds - (double)(time_t)least_seconds));
+  signal(SIGALRM, too_silent);
+  setitimer(ITIMER_REAL, &silence, NULL);
 }
 
 static void *aligned(size_t bytes) {
@@ -134,18 +155,16 @@ static void link_model(Model *m) {
 }
 #endif
 
-static void load_inputs(void) {
-  for (int i = 0; i < input_count; i++) {
-    FILE *file = fopen(input_paths[i], "rb");
-    if (!file) fail("can't read %s: %s", input_paths[i], strerror(errno));
-    fseek(file, 0, SEEK_END);
-    size_t bytes = (size_t)ftell(file);
-    rewind(file);
-    void *memory = aligned(bytes);
-    if (fread(memory, 1, bytes, file) != bytes) fail("can't read %s: it is shorter than its size", input_paths[i]);
-    fclose(file);
-    inputs[i] = memory;
-  }
+static void *read_file(const char *path, size_t *bytes) {
+  FILE *file = fopen(path, "rb");
+  if (!file) fail("can't read %s: %s", path, strerror(errno));
+  fseek(file, 0, SEEK_END);
+  *bytes = (size_t)ftell(file);
+  rewind(file);
+  void *memory = aligned(*bytes);
+  if (fread(memory, 1, *bytes, file) != *bytes) fail("can't read %s: it is shorter than its size", path);
+  fclose(file);
+  return memory;
 }
 
 static void write_file(const char *prefix, int model, const char *suffix, const void *data, size_t bytes) {
@@ -178,7 +197,7 @@ static int place(int round, int i) {
 }
 
 static void pin(char *list) {
-  cpu_set_t wanted, got;
+  cpu_set_t wanted;
   int requested = 0, error = 0;
   CPU_ZERO(&wanted);
   for (char *word = strtok(list, ","); word; word = strtok(NULL, ",")) {
@@ -187,27 +206,30 @@ static void pin(char *list) {
     CPU_SET(cpu, &wanted), requested++;
   }
   if (requested && sched_setaffinity(0, sizeof wanted, &wanted)) error = errno;
-  CPU_ZERO(&got);
-  sched_getaffinity(0, sizeof got, &got); /* read back: some systems accept a mask and ignore it */
+  sched_getaffinity(0, sizeof mask, &mask); /* read back: some systems accept a mask and ignore it */
   fprintf(events, "{\"event\": \"affinity\", \"cpus\": [");
   for (int cpu = 0, first = 1; cpu < CPU_SETSIZE; cpu++)
-    if (CPU_ISSET(cpu, &got)) fprintf(events, "%s%d", first ? "" : ", ", cpu), first = 0;
+    if (CPU_ISSET(cpu, &mask)) fprintf(events, "%s%d", first ? "" : ", ", cpu), first = 0;
   fprintf(events, "], \"error\": ");
   json_string(error ? strerror(error) : "");
   end_event();
 }
 
+/* The clock of every core of the mask, where it may be read. */
 static void frequency(int round) {
-  char path[128];
-  int cpu = sched_getcpu(), khz = 0;
-  snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%d/cpufreq/scaling_cur_freq", cpu);
-  FILE *file = fopen(path, "r");
-  if (!file) return;
-  if (fscanf(file, "%d", &khz) == 1) {
-    fprintf(events, "{\"event\": \"frequency\", \"round\": %d, \"cpu\": %d, \"khz\": %d", round, cpu, khz);
-    end_event();
+  for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+    char path[128];
+    int khz = 0;
+    if (!CPU_ISSET(cpu, &mask)) continue;
+    snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%d/cpufreq/scaling_cur_freq", cpu);
+    FILE *file = fopen(path, "r");
+    if (!file) continue;
+    if (fscanf(file, "%d", &khz) == 1) {
+      fprintf(events, "{\"event\": \"frequency\", \"round\": %d, \"cpu\": %d, \"khz\": %d", round, cpu, khz);
+      end_event();
+    }
+    fclose(file);
   }
-  fclose(file);
 }
 
 static void warm_up(int least_runs, double least_seconds) {
@@ -287,6 +309,31 @@ static void first_run(int index, const char *save) {
   end_event();
 }
 
+/* 1 when the first outputs of the model are within tolerance times the largest expected value of PREFIX.<model>.<output>.raw; a NaN never is. */
+static int check(int index, const char *prefix, double tolerance) {
+  Model *m = &models[index];
+  double error = 0, largest = 0;
+  int sane = 1;
+  for (int o = 0; o < m->outputs; o++) {
+    char path[4096];
+    size_t bytes;
+    snprintf(path, sizeof path, "%s.%d.%d.raw", prefix, index, o);
+    float *wanted = read_file(path, &bytes), *found = m->out[o];
+    sane = sane && bytes == m->bytes[o];
+    for (size_t i = 0; sane && i < bytes / sizeof(float); i++) {
+      double difference = fabs((double)found[i] - (double)wanted[i]);
+      sane = isfinite(difference);
+      if (difference > error) error = difference;
+      if (fabs((double)wanted[i]) > largest) largest = fabs((double)wanted[i]);
+    }
+    free(wanted);
+  }
+  int ok = sane && error <= tolerance * largest;
+  fprintf(events, "{\"event\": \"check\", \"model\": %d, \"max_abs_err\": %.9g, \"max_abs_output\": %.9g, \"ok\": %s", index, error, largest, ok ? "true" : "false");
+  end_event();
+  return ok;
+}
+
 static void add_model(char **words) {
   if (model_count == MAX_MODELS) usage("too many models");
   Model *m = &models[model_count++];
@@ -298,16 +345,17 @@ static void add_model(char **words) {
 }
 
 int main(int argc, char **argv) {
-  const char *events_path = NULL, *save = NULL;
+  const char *events_path = NULL, *save = NULL, *expect = NULL;
   char *cpus = NULL;
-  int runs = 0, warmup = 0, settle = 0, profile = 0, describe = 0;
-  double warmup_seconds = 0;
+  int runs = 0, warmup = 0, settle = 0, profile = 0, describe = 0, right = 1;
+  double warmup_seconds = 0, tolerance = 0, silent_seconds = 0;
   for (int i = 1; i < argc; i++) {
     const char *option = argv[i];
     int left = argc - i - 1;
     if (!strcmp(option, "--describe")) describe = 1;
     else if (!strcmp(option, "--die-with-parent")) prctl(PR_SET_PDEATHSIG, SIGKILL);
     else if (!strcmp(option, "--model") && left >= 3) add_model(argv + i + 1), i += 3;
+    else if (!strcmp(option, "--expect") && left >= 2) expect = argv[i + 1], tolerance = atof(argv[i + 2]), i += 2;
     else if (left < 1) usage("an option lacks its value");
     else if (!strcmp(option, "--events")) events_path = argv[++i];
     else if (!strcmp(option, "--save")) save = argv[++i];
@@ -319,6 +367,7 @@ int main(int argc, char **argv) {
     else if (!strcmp(option, "--warmup-seconds")) warmup_seconds = atof(argv[++i]);
     else if (!strcmp(option, "--settle")) settle = atoi(argv[++i]);
     else if (!strcmp(option, "--profile")) profile = atoi(argv[++i]);
+    else if (!strcmp(option, "--silence")) silent_seconds = atof(argv[++i]);
     else usage("unknown option, or too many inputs");
   }
   if (!events_path || !model_count || (describe && !save)) usage("needs --events and --model, and --save with --describe");
@@ -327,10 +376,14 @@ int main(int argc, char **argv) {
     for (int i = 0; i < model_count; i++) link_model(&models[i]), write_file(save, i, "manifest.json", models[i].manifest(), strlen(models[i].manifest()));
     return fclose(events) ? 3 : 0;
   }
+  if (silent_seconds > 0) watch(silent_seconds);
   if (cpus) pin(cpus);
-  load_inputs();
+  size_t bytes;
+  for (int i = 0; i < input_count; i++) inputs[i] = read_file(input_paths[i], &bytes);
   for (int i = 0; i < model_count; i++) load_model(i);
   for (int i = 0; i < model_count; i++) first_run(i, save);
+  for (int i = 0; expect && i < model_count; i++) right &= check(i, expect, tolerance);
+  if (!right) return fclose(events) ? 3 : 4;
   if (runs || profile) warm_up(warmup, warmup_seconds);
   if (runs) time_rounds(runs, settle);
   if (profile) profile_rounds(profile);

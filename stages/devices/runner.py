@@ -18,10 +18,13 @@ from typing import Any
 import numpy as np
 
 from stages.artifacts import cache_dir
-from stages.devices.timing import TimingProtocol
-from stages.errors import ArtifactError, NpasError, RunnerCrashed, UsageError
+from stages.devices.correct import Expected, Outputs
+from stages.devices.timing import Conditions, Measurement, TimingProtocol, judge
+from stages.errors import ArtifactError, NpasError, RunnerCrashed, UsageError, WrongOutput
 
 SOURCE = Path(__file__).with_name("runner.c")
+SILENT, WRONG = 124, 4  # exit codes of runner.c
+_UNKNOWN = Conditions()
 
 
 def find_cc() -> list[str]:
@@ -62,6 +65,19 @@ def arguments(models: Sequence[tuple[str, Mapping[str, Any]]], inputs: Sequence[
     return command + [word for path in inputs for word in ("--input", path)]
 
 
+def timing_arguments(protocol: TimingProtocol, expect: str = "", tolerance: float = 0.0) -> list[str]:
+    """What makes the runner time: rounds, kernels where asked for, and before them the comparison with the files ``expect``.<model>.<output>.raw."""
+    words = ["--runs", str(protocol.runs)] + (["--profile", str(protocol.profile_runs)] if protocol.profile_runs else [])
+    return words + (["--expect", expect, repr(tolerance)] if expect else [])
+
+
+def write_expected(expected: Expected, prefix: Path) -> None:
+    """The files that ``--expect prefix`` reads."""
+    for k, outputs in enumerate(expected.outputs):
+        for o, values in enumerate(outputs):
+            np.ascontiguousarray(values, np.float32).tofile(f"{prefix}.{k}.{o}.raw")
+
+
 def check_inputs(path: str, manifest: Mapping[str, Any], inputs: Sequence[np.ndarray]) -> None:
     """UsageError unless ``inputs`` are what the network was compiled for: the C code trusts their sizes."""
     wanted = [tuple(i["shape"]) for i in manifest["inputs"]]
@@ -90,10 +106,17 @@ class Events:
     rounds: list[dict[str, Any]] = field(default_factory=list)
     profiles: dict[int, list[list[float]]] = field(default_factory=dict)
     pinned: list[int] = field(default_factory=list)
-    frequency_khz: list[int] = field(default_factory=list)
+    clocks: dict[int, list[int]] = field(default_factory=dict)
+    checks: list[dict[str, Any]] = field(default_factory=list)
     stable: bool = True
+    silent: bool = False
     error: str = ""
     ended: bool = False
+
+    @property
+    def frequency_khz(self) -> tuple[int, ...]:
+        """The clocks of all cores, core after core."""
+        return tuple(khz for trace in self.clocks.values() for khz in trace)
 
     def per_model(self, key: str, count: int) -> tuple[tuple[float, ...], ...]:
         """Column ``key`` (ms, cpu_ms) of all rounds, for each model."""
@@ -120,7 +143,11 @@ def read_events(lines: Iterable[str]) -> Events:
         elif kind == "affinity":
             found.pinned = event["cpus"]
         elif kind == "frequency":
-            found.frequency_khz.append(event["khz"])
+            found.clocks.setdefault(event["cpu"], []).append(event["khz"])
+        elif kind == "check":
+            found.checks.append(event)
+        elif kind == "silent":
+            found.silent = True
         elif kind == "stable":
             found.stable = found.stable and event["same"]
         elif kind == "error":
@@ -135,12 +162,41 @@ def read_outputs(prefix: str, model: int, manifest: Mapping[str, Any]) -> tuple[
     return tuple(np.fromfile(f"{prefix}.{model}.{o}.raw", dtype=np.float32).reshape(output["shape"]) for o, output in enumerate(manifest["outputs"]))
 
 
+def measurement(
+    events: Events,
+    outputs: Sequence[Outputs],
+    manifests: Sequence[Mapping[str, Any]],
+    protocol: TimingProtocol,
+    cpus: Sequence[int],
+    strict: bool = False,
+    conditions: Conditions = _UNKNOWN,
+) -> Measurement:
+    """What a finished run gave, judged; ``outputs`` are those of the first run, ``cpus`` the cores that were asked for."""
+    count = len(manifests)
+    samples, cpu = events.per_model("ms", count), events.per_model("cpu_ms", count)
+    thermal = conditions.thermal["before"], conditions.thermal["max_status"]
+    valid, reasons = judge(samples, cpu, protocol.runs, cpus, events.pinned, [r["cpu"] for r in events.rounds], events.stable, strict, events.clocks, thermal)
+    kernels = tuple(tuple(float(v) for v in np.median(events.profiles[k], axis=0)) for k in range(count)) if events.profiles else ()
+    return Measurement(
+        samples, tuple(tuple(o) for o in outputs), tuple(events.init_ms), tuple(events.first_ms), cpu, tuple(events.pinned), events.frequency_khz, valid, reasons,
+        kernels, tuple(manifests), conditions,
+    )  # fmt: skip
+
+
+def raise_wrong(expected: Expected, found: Sequence[Outputs]) -> None:
+    """The WrongOutput for outputs that the runner itself refused to time."""
+    expected.check(found)
+    raise WrongOutput("The runner found wrong outputs, but what it saved is right.", "Its files are damaged: delete compile/ and run 'npas compile' again.")
+
+
 def check_exit(code: int, error: str, stderr: str) -> None:
     """RunnerCrashed unless the runner ended well. ``code`` is subprocess's: -11 for SIGSEGV; a shell says 139."""
     if code == 0 and not error:
         return
     if error:
         raise RunnerCrashed(f"The runner stopped: {error}.", "Compile the network again with 'npas compile'.")
+    if code in _SHELL_CODES:
+        raise RunnerCrashed(*_SHELL_CODES[code])
     number = -code if code < 0 else code - 128 if code > 128 else 0
     if number:
         name = signal.Signals(number).name if number in {s.value for s in signal.Signals} else f"signal {number}"
@@ -148,6 +204,10 @@ def check_exit(code: int, error: str, stderr: str) -> None:
     raise RunnerCrashed(f"The runner failed with exit code {code}: {' '.join(stderr.split()) or 'it said nothing'}.", "Delete the folder 'runner' in the cache of npas and try again.")
 
 
+_SHELL_CODES = {
+    126: ("The runner can't be executed there (126): no permission, or not a program for this processor.", "The folder may forbid execution, or the file is damaged: run 'npas compile' again."),
+    127: ("The runner is not there (127).", "Somebody removed it meanwhile: try again."),
+}
 _SIGNAL_HINTS = {
     "SIGILL": "The network was compiled for another processor: run 'npas probe' and 'npas compile' on this one.",
     "SIGKILL": "Out of memory, or somebody stopped it: free some memory and try again.",
@@ -157,11 +217,3 @@ _SIGNAL_HINTS = {
 def timed_out(protocol: TimingProtocol) -> RunnerCrashed:
     """The error for a runner that has been silent for too long."""
     return RunnerCrashed(f"The runner said nothing for {protocol.timeout_seconds:g} s and was stopped by SIGKILL (137).", "The network hangs or the machine is overloaded: try again, or compile it again.")
-
-
-def existing(path: Path | str) -> Path:
-    """The absolute path of a compiled network that exists; ArtifactError when it doesn't."""
-    path = Path(path)
-    if not path.is_file():
-        raise ArtifactError(f"{path} does not exist.", "Make it with 'npas compile', or the whole pipeline with 'dvc repro'.")
-    return Path(os.path.abspath(path))

@@ -89,10 +89,12 @@ def test_scientific_notation_is_a_number_in_every_place(stage: Install, npas: Ru
 
 
 def test_device_sets_the_probe_section_of_commands_that_measure(stage: Install, npas: Run) -> None:
-    bench = stage("bench")
-    assert npas("bench", "--device", "phone").code == 0
-    assert bench.config.probe.device == "phone" and bench.calls[0][1] == {"probe.device": "phone"}
+    search, bench = stage("search_scheme"), stage("bench")
+    assert npas("search-scheme", "--device", "phone").code == 0
+    assert search.config.probe.device == "phone" and search.calls[0][1] == {"probe.device": "phone"}
     assert npas("pretrain", "--device", "phone").code == 2
+    assert npas("bench", "--device", "host,adb:A", "--device", "adb:B").code == 0
+    assert bench.config.bench.devices == ("host", "adb:A", "adb:B") and bench.config.probe.device == "host"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stages.devices import Measurement, TimingProtocol
-from stages.devices.record import Compiled, build, correctness, judge_record, layer_rows, metrics
+from stages.devices.record import Compiled, build, correctness, judge, layer_rows, metrics
 from stages.errors import InvalidMeasurement, TooSlow, WrongOutput
 
 ONE = np.array([[1.0, -4.0]], dtype=np.float32)
@@ -76,10 +76,9 @@ def test_record_has_every_field_of_the_schema(tmp_path):
 
 
 def test_judgement(tmp_path):
-    judge_record(made(tmp_path), None)
-    judge_record(made(tmp_path), 1.0)
-    with pytest.raises(TooSlow, match="1.000 ms, above the 0.9 ms"):
-        judge_record(made(tmp_path), 0.9)
-    bad = made(tmp_path, False, ["warning: a busy core", "too few runs: 3 of 10"])
-    with pytest.raises(InvalidMeasurement, match="not to be trusted: too few runs: 3 of 10.$"):
-        judge_record(bad, 0.9)
+    assert judge(made(tmp_path), None) is None
+    assert judge(made(tmp_path), 1.0) is None
+    slow = judge(made(tmp_path), 0.9)
+    assert isinstance(slow, TooSlow) and "1.000 ms, above the 0.9 ms" in slow.message
+    bad = judge(made(tmp_path, False, ["warning: a busy core", "too few runs: 3 of 10"]), 0.9)
+    assert isinstance(bad, InvalidMeasurement) and bad.message.endswith("not to be trusted: too few runs: 3 of 10.")
