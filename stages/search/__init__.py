@@ -38,8 +38,8 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "uniform": Uniform,
     "global-magnitude": GlobalMagnitude,
 }
-_Q = ("q_lr", "q_gamma", "q_initial", "q_replay", "q_explore")
-_SCREEN = ("pool", "initial", "wl_depth")
+_Q = ("q_lr", "q_gamma", "q_initial", "q_replay", "q_explore", "q_steps", "q_end")
+_SCREEN = ("pool", "initial", "wl_depth", "screen_neighbours", "screen_parents", "screen_steps", "screen_xi", "screen_noise", "warm_start")
 TUNABLES: dict[str, tuple[str, ...]] = {
     "npas": ("alpha", *_SCREEN, *_Q),
     "ql": ("alpha", *_Q),

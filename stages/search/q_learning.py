@@ -10,20 +10,19 @@ import numpy as np
 from stages.search.sampler import Sampler, draw_distinct
 from stages.search.space import Choices, Space
 
-STEPS = 9  # epsilon .9, .8 ... .1 after the first phase
 REPLAY = 1  # tells the generator of the replay from that of the proposals
 
 
-def epsilon(progress: float, explore: float) -> float:
-    """Share of random actions: 1.0 until ``explore`` of the planned trials, then 0.9 ... 0.1 in equal steps.
+def epsilon(progress: float, explore: float, steps: int = 9, end: float = 0.1) -> float:
+    """Share of random actions: 1.0 until ``explore`` of the planned trials, then down to ``end`` in equal ``steps``.
 
     >>> [epsilon(p, 0.55) for p in (0.0, 0.54, 0.56, 0.99, 1.0)]
     [1.0, 1.0, 0.9, 0.1, 0.1]
     """
     if progress < explore or explore >= 1:
         return 1.0
-    step = int((progress - explore) / (1 - explore) * STEPS)
-    return round(0.9 - 0.1 * min(step, STEPS - 1), 1)
+    step = min(int((progress - explore) / (1 - explore) * steps), steps - 1)
+    return round(1 - (1 - end) * (step + 1) / steps, 9)
 
 
 class Agent:
@@ -53,6 +52,11 @@ class Agent:
         worth = np.array([values.get(choice, self.prior[t]) for choice in self.space.slots[t]])
         return self.space.slots[t][int(rng.choice(np.flatnonzero(worth == worth.max())))]
 
+    def worth(self, t: int, choice: Hashable) -> float:
+        """Mean value of a choice of slot ``t`` over the states in which it was tried; its initial value if there are none."""
+        values = [actions[choice] for (slot, _), actions in self.q.items() if slot == t and choice in actions]
+        return float(np.mean(values)) if values else self.prior[t]
+
     def update(self, choices: Choices, reward: float) -> None:
         """One trajectory, from its last transition back, so that the reward reaches the first slot at once."""
         after = 0.0
@@ -73,16 +77,22 @@ def scaled(rewards: dict[Choices, float]) -> dict[Choices, float]:
 class QLearning(Sampler):
     """Tabular Q-learning with experience replay: before each proposal after news, the new trajectories and ``q_replay`` old ones are replayed."""
 
-    def __init__(self, *args, q_lr: float = 0.01, q_gamma: float = 1.0, q_initial: float = 0.5, q_replay: int = 128, q_explore: float = 0.55, **options):
+    def __init__(self, *args, q_lr: float = 0.01, q_gamma: float = 1.0, q_initial: float = 0.5, q_replay: int = 128, q_explore: float = 0.55, q_steps: int = 9, q_end: float = 0.1, **options):  # fmt: skip
         super().__init__(*args, **options)
         self.agent = Agent(self.space, q_lr, q_gamma, q_initial)
-        self.q_replay, self.q_explore = q_replay, q_explore
+        self.q_replay, self.schedule = q_replay, (q_explore, q_steps, q_end)
         self._learned = 0
 
     def propose(self, n: int, rng: np.random.Generator, known: set[Choices]) -> list[Choices]:  # noqa: D102
         self.learn()
-        share = epsilon(self.progress(), self.q_explore)
+        share = epsilon(self.progress(), *self.schedule)
         return draw_distinct(n, self.space, known, rng, [lambda: self.agent.act(share, rng)])
+
+    def preferences(self) -> list[dict[Hashable, float]]:
+        """Q value of each choice, scaled so that 0 is the worst candidate told and 1 the best; the mean over the choices before it with which it was tried, the initial value if it never was."""
+        self.learn()
+        length = len(self.space.slots)
+        return [{c: self.agent.worth(t, c) * length / (length - t) for c in slot} for t, slot in enumerate(self.space.slots)]
 
     def learn(self) -> None:
         """Replay, if something was told since the last time.

@@ -9,6 +9,8 @@ import numpy as np
 
 from stages.search.space import LabelledGraph
 
+Rounds = Sequence[Counter]  # label counts after 0, 1, 2 ... rounds
+
 
 def wl_histograms(graph: LabelledGraph, depth: int) -> list[Counter]:
     """Counts of the labels after 0, 1 ... ``depth`` rounds.
@@ -31,7 +33,7 @@ def wl_histograms(graph: LabelledGraph, depth: int) -> list[Counter]:
     return histograms
 
 
-def wl_features(histograms: Sequence[Sequence[Counter]], depth: int) -> np.ndarray:
+def wl_features(histograms: Sequence[Rounds], depth: int) -> np.ndarray:
     """Rows of unit length, (graphs, labels), whose dot products are the normalised kernel k = phi.phi' / (|phi| |phi'|) of the first ``depth`` rounds."""
     merged = [Counter({(h, label): count for h, counts in enumerate(rounds[: depth + 1]) for label, count in counts.items()}) for rounds in histograms]
     columns = {label: i for i, label in enumerate(dict.fromkeys(label for counts in merged for label in counts))}

@@ -9,7 +9,8 @@ import pytest
 
 from stages.search import Space, Trial, make_sampler
 from stages.search.q_learning import Agent, epsilon, scaled
-from stages.search.screen import fit_gp, neighbour, promise
+from stages.search.screen import neighbour, promise
+from stages.search.surrogate import SCALES, fit_gp, likeliest
 from stages.search.wl import wl_features, wl_histograms
 
 
@@ -72,12 +73,15 @@ def test_gp_agrees_with_scikit_learn():
     x = rng.normal(size=(12, 5))
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     y = x @ rng.normal(size=5)
-    ours = fit_gp(x[:9], y[:9])
-    kernel = ConstantKernel(ours.kernel_.k1.k1.constant_value, "fixed") * DotProduct(0.0, "fixed")
-    theirs = GaussianProcessRegressor(kernel, alpha=ours.noise_, optimizer=None).fit(x[:9], y[:9])
+    likelihood, scale, noise = likeliest(x[:9], y[:9], (1e-5, 1e-2))
+    ours = fit_gp(x[:9], y[:9], scale, noise)
+    theirs = GaussianProcessRegressor(ConstantKernel(scale, "fixed") * DotProduct(0.0, "fixed"), alpha=noise, optimizer=None).fit(x[:9], y[:9])
     for a, b in zip(ours.predict(x[9:], return_std=True), theirs.predict(x[9:], return_std=True), strict=True):
         assert np.allclose(a, b, atol=1e-6)
-    assert 0.99e-5 <= ours.noise_ <= 1.01e-2
+    assert likelihood == pytest.approx(theirs.log_marginal_likelihood_value_)
+    for other in SCALES:  # no other scale of the grid is likelier
+        again = GaussianProcessRegressor(ConstantKernel(other, "fixed") * DotProduct(0.0, "fixed"), alpha=noise, optimizer=None).fit(x[:9], y[:9])
+        assert again.log_marginal_likelihood_value_ <= likelihood + 1e-9
 
 
 def test_the_screen_prefers_what_resembles_the_best_and_fits_the_budget():
