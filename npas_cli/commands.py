@@ -69,11 +69,11 @@ COMMANDS = (
     ),
     Command(
         "search_scheme",
-        "Phase 2: choose each layer's pruning scheme and rate under a latency budget.",
+        "Phase 2: choose each layer's filter type, pruning scheme and rate under a latency budget.",
         "Each trial prunes one-shot, retrains briefly and measures the compiled network on the device. Stop it at any time: the same command goes on "
         "where it was, and more --trials continue a finished search. Exit 3 tells the best reachable latency when no candidate meets the budget.",
         ("probe/device.json", "replace_ops/model.pt"),
-        ("search_scheme/scheme.json", "search_scheme/trials.json", "search_scheme/metrics.json", "search_scheme/history.csv"),
+        ("search_scheme/scheme.json", "search_scheme/network.pt", "search_scheme/trials.json", "search_scheme/metrics.json", "search_scheme/history.csv"),
         "npas search-scheme --budget-ms 6.7 --trials 100",
         measures=True,
     ),
@@ -82,7 +82,7 @@ COMMANDS = (
         "Phase 3: find the algorithm that prunes best to the scheme, and run it to the end.",
         "Every algorithm, with and without distillation from the dense network, at every learning rate, races for a few epochs; the best go on for longer (successive halving), "
         "and the winner trains to the end. Stop it at any time: the same command goes on where it was, and what is added to the race races alone.",
-        ("replace_ops/model.pt", "search_scheme/scheme.json"),
+        ("replace_ops/model.pt", "search_scheme/network.pt", "search_scheme/scheme.json"),
         ("search_pruner/weights.pt", "search_pruner/race.json", "search_pruner/metrics.json", "search_pruner/race.csv", "search_pruner/history.csv"),
         "npas search-pruner --algorithms magnitude,admm --epochs 20",
     ),
@@ -91,7 +91,7 @@ COMMANDS = (
         "Compile the pruned network, the dense and the original one for the device.",
         "A library with a plain C interface and the weights inside, checked against PyTorch on random input before it is saved (exit 10 if it differs). "
         "For android-arm64 and linux-arm64: compile/<target>/runner, a static executable that needs nothing on the device.",
-        ("probe/device.json", "pretrain/model.pt", "replace_ops/model.pt", "search_scheme/scheme.json", "search_pruner/weights.pt"),
+        ("probe/device.json", "pretrain/model.pt", "replace_ops/model.pt", "search_scheme/network.pt", "search_scheme/scheme.json", "search_pruner/weights.pt"),
         ("compile/host/model.so", "compile/host/dense.so", "compile/host/original.so", "compile/host/manifest.json", "compile/host/metrics.json"),
         "npas compile --target host",
         measures=True,

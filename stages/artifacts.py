@@ -28,6 +28,7 @@ SCHEMAS = {  # file name -> schema; a reader refuses any other version
     "replace_ops/metrics.json": "npas-metrics/1",
     "search_scheme/scheme.json": "npas-scheme/1",
     "search_scheme/trials.json": "npas-trials/1",
+    "search_scheme/network.pt": "npas-model/1",
     "search_scheme/metrics.json": "npas-metrics/1",
     "search_pruner/weights.pt": "npas-weights/1",
     "search_pruner/metrics.json": "npas-metrics/1",

@@ -29,16 +29,17 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
     from stages.compiler.api import compile_model
     from stages.compiler.target import CROSS
     from stages.compiler.tuning.networks import Request, tune_networks
-    from stages.schemes import Scheme
+    from stages.graph import trace
+    from stages.schemes import Scheme, resolve
     from stages.tasks import load_network, make_task
 
     c, task = config.compile, make_task(config.task)
     folder, cross = Path("compile") / c.target, c.target in CROSS
     if cross:
         toolchain.prepare(toolchain.STATIC, progress.say)
-    scheme = Scheme.from_json(read_json("search_scheme/scheme.json"))
+    scheme, pruned = Scheme.from_json(read_json("search_scheme/scheme.json")), _pruned(task)
     networks = {
-        "model": (_pruned(task), scheme),
+        "model": (pruned, resolve(scheme, trace(pruned, task.example()))),
         "dense": (load_network("replace_ops/model.pt", task), None),
         "original": (load_network("pretrain/model.pt", task), None),
     }
@@ -106,13 +107,13 @@ def _save_cross(made: Mapping[str, Any], folder: Path, progress: Progress) -> di
 
 
 def _pruned(task: Task) -> nn.Module:
-    """The replaced network with the weights of search-pruner. ArtifactError when they belong to another network."""
+    """The network that search-scheme chose with the weights of search-pruner. ArtifactError when they belong to another network."""
     from stages.tasks import load_network
 
-    module = load_network("replace_ops/model.pt", task)
+    module = load_network("search_scheme/network.pt", task)
     try:
         module.load_state_dict(load_checkpoint("search_pruner/weights.pt")["state_dict"])
     except (KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise ArtifactError(f"search_pruner/weights.pt doesn't fit replace_ops/model.pt: {reason}", "Run 'npas search-pruner' again.") from None
+        raise ArtifactError(f"search_pruner/weights.pt doesn't fit search_scheme/network.pt: {reason}", "Run 'npas search-pruner' again.") from None
     return module

@@ -133,6 +133,13 @@ class SearchScheme:
     rnn_baseline: float = tunable(0.8, "rnn: share of the moving baseline that outlives a trial", low=0, high=1)
     rnn_entropy: float = tunable(0.01, "rnn: weight of the policy's entropy, which keeps it from settling early", low=0)
     ilp_learn: float = tunable(0.3, "ilp: share of the trials that teach the models when the space brings no estimates", low=0, high=1)
+    filter_types: tuple[str, ...] = tunable(
+        ("keep", "1x1", "3x3", "3x3dw-1x1", "1x1-3x3dw-1x1", "skip"),
+        "what a convolution may become where shapes allow; without keep, every layer that can be replaced is",
+        choices=("keep", "1x1", "3x3", "3x3dw-1x1", "1x1-3x3dw-1x1", "skip"),
+    )
+    calibration: int = tunable(256, "training images from which new filter types learn the feature maps that they replace, a quarter of them to judge the result", low=4)
+    sweeps: int = tunable(4, "rounds of alternating least squares for the new separable filter types", low=0)
 
 
 @dataclass(frozen=True)

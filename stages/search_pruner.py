@@ -1,6 +1,6 @@
 """npas search-pruner: find the algorithm that prunes best to the chosen scheme, and run it to the end (NPAS, section 5.3).
 
-Reads replace_ops/model.pt and search_scheme/scheme.json; writes search_pruner/weights.pt, metrics.json, race.csv and history.csv.
+Reads replace_ops/model.pt (the teacher), search_scheme/network.pt (where it starts) and scheme.json; writes search_pruner/weights.pt, metrics.json, race.csv and history.csv.
 """
 
 from __future__ import annotations
@@ -18,24 +18,26 @@ if TYPE_CHECKING:
 
     from stages.pruners import Outcome
 
-MODEL, SCHEME = "replace_ops/model.pt", "search_scheme/scheme.json"
+MODEL, NETWORK, SCHEME = "replace_ops/model.pt", "search_scheme/network.pt", "search_scheme/scheme.json"
 
 
 def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -> dict[str, Any]:
     """Race the algorithms, train the winner, check its zeros, save. Resumes after kill -9; returns the metrics. Accuracies are fractions."""
+    from stages.graph import trace
     from stages.pruners import race
     from stages.pruners.journal import code_version
-    from stages.schemes import Scheme, check_zeros
+    from stages.schemes import Scheme, check_zeros, resolve
     from stages.tasks import load_network, make_task
     from stages.tasks.train import cpu_threads
 
     c = config.search_pruner
-    scheme = Scheme.from_json(read_json(SCHEME))
+    chosen = Scheme.from_json(read_json(SCHEME))
     task = make_task(config.task)
-    dense, base = load_network(MODEL, task), load_checkpoint(MODEL)
-    inputs = {path: sha256(path) for path in (MODEL, SCHEME)}
+    dense, start, base = load_network(MODEL, task), load_network(NETWORK, task), load_checkpoint(NETWORK)
+    scheme = resolve(chosen, trace(start, task.example()))
+    inputs = {path: sha256(path) for path in (MODEL, NETWORK, SCHEME)}
     folder = state_dir("search_pruner", state_key(config.task, c, inputs, code_version()))
-    outcome = race(task, dense, scheme, c, folder, progress, make_task=partial(make_task, config.task))
+    outcome = race(task, start, scheme, c, folder, progress, make_task=partial(make_task, config.task), teacher=dense)
     pruned = outcome.pruned
     check_zeros(pruned.module, scheme, pruned.masks)
     with cpu_threads(task.threads):
@@ -45,8 +47,8 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
     metrics = {"metric": task.metric_name, "accuracy": accuracy, "winner": outcome.winner.label} | _scores(outcome) | _sizes(pruned.module, pruned.masks)
     record = {"config": {"task": plain(config.task), "search_pruner": plain(c)}} | ({"overrides": plain(overrides)} if overrides else {})
     save_checkpoint("search_pruner/weights.pt", {
-        "state_dict": pruned.module.state_dict(), "masks": pruned.masks, "model": base["model"], "replacements": base["replacements"], "scheme_sha256": inputs[SCHEME],
-        "algorithm": outcome.winner.algorithm, "distill": outcome.winner.distill, "lr": outcome.winner.lr, "scores": plain(outcome.scores), "metrics": metrics, **record,
+        "state_dict": pruned.module.state_dict(), "masks": pruned.masks, "model": base["model"], "replacements": base["replacements"], "filter_types": base["filter_types"],
+        "scheme_sha256": inputs[SCHEME], "algorithm": outcome.winner.algorithm, "distill": outcome.winner.distill, "lr": outcome.winner.lr, "scores": plain(outcome.scores), "metrics": metrics, **record,
     })  # fmt: skip
     write_csv("search_pruner/race.csv", [
         {"entry": s["entry"], "top1": s["accuracy"], "epochs": s["epochs"], "loss": s["curve"][-1]["loss"] if s["curve"] else None, "error": s["error"]} for s in outcome.scores

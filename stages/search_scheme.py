@@ -1,4 +1,4 @@
-"""npas search-scheme: choose a pruning scheme and rate for every layer under the latency budget. Reads replace_ops/model.pt and probe/device.json; writes search_scheme/*."""
+"""npas search-scheme: choose filter type, pruning scheme and rate of every layer under the latency budget. Reads replace_ops/model.pt and probe/device.json; writes search_scheme/*."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from stages.artifacts import plain, read_json, sha256, state_dir, state_key, write_csv, write_json
+from stages.artifacts import load_checkpoint, plain, read_json, save_checkpoint, sha256, state_dir, state_key, write_csv, write_json
 from stages.config import Config
 from stages.progress import Progress
 
@@ -18,6 +18,7 @@ DEVICE = "probe/device.json"
 def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -> dict[str, Any]:
     """Search, save what was found, return the metrics. Continues after kill -9 and when ``trials`` is raised; InfeasibleBudget when no candidate meets the budget."""
     from stages.search import TUNABLES, evaluate, make_sampler
+    from stages.search.candidate import searched_types
     from stages.search.loop import Rules, search
     from stages.search.results import history_rows, infeasible, metrics, trial_rows
     from stages.search.scheme_space import focus, scheme_space
@@ -27,9 +28,10 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
     read_json(DEVICE)
     task, network, graph = evaluate.open_network(config)
     inputs = {name: sha256(name) for name in (evaluate.MODEL, DEVICE)}
-    space = scheme_space(graph, c.schemes, c.rates, c.blocks, c.min_share, c.channel_blocks)
+    space = scheme_space(graph, c.schemes, c.rates, c.blocks, c.min_share, c.channel_blocks, searched_types(network, graph, c))
     tunables = {f.name: getattr(c, f.name) for f in fields(c) if f.name in TUNABLES[c.strategy]}
     folder = state_dir("search_scheme", state_key(c, config.task, config.probe, inputs, code_version()))
+    candidates = evaluate.open_candidates(config, task, network, graph, progress)
     with (
         Journal(folder / "journal.jsonl", space.space) as journal,
         evaluate.open_evaluator(config, task, network, space, journal) as (evaluator, dense_ms, budget_ms),
@@ -44,20 +46,25 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
     found = metrics(outcome, dense_ms, budget_ms) | {"metric": task.metric_name, "minutes": (time.monotonic() - began) / 60}
     write_json(
         "search_scheme/trials.json",
-        {"metric": task.metric_name, "budget_ms": budget_ms, "dense_ms": dense_ms, "trials": trial_rows(outcome.trials, space), **record},
+        {"metric": task.metric_name, "budget_ms": budget_ms, "dense_ms": dense_ms, "trials": trial_rows(outcome.trials, space), "reconstruction": candidates.reconstructed.rows(), **record},
     )
     write_csv("search_scheme/history.csv", history_rows(outcome.trials, budget_ms))
     write_json("search_scheme/metrics.json", found | ({"overrides": plain(overrides)} if overrides else {}))
     if outcome.best is None:
-        Path("search_scheme/scheme.json").unlink(missing_ok=True)
+        for name in ("scheme.json", "network.pt"):
+            Path("search_scheme", name).unlink(missing_ok=True)
         raise infeasible(outcome, budget_ms)
     best = outcome.best
     progress.say(
         f"{task.metric_name} {100 * (best.accuracy or 0):.1f} at {best.latency_ms:.3g} ms, {found['speedup']:.2f} times as fast as dense; {found['feasible']} of {len(outcome.trials)} trials met the budget"
     )
+    scheme, base = space.scheme(best.choices), load_checkpoint(evaluate.MODEL)
+    save_checkpoint("search_scheme/network.pt", {
+        "state_dict": candidates.build(scheme).module.state_dict(), "model": base["model"], "replacements": base["replacements"], "filter_types": scheme.filter_types, **record,
+    })  # fmt: skip
     budget = {"ms": c.budget_ms, "ratio": c.budget_ratio if c.budget_ms is None else None}
     write_json(
         "search_scheme/scheme.json",
-        {"target": config.probe.device, "budget": budget, **space.scheme(best.choices).to_json(), "inputs": inputs, **record},
+        {"target": config.probe.device, "budget": budget, **scheme.to_json(), "inputs": inputs, **record},
     )
     return found

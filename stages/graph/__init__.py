@@ -3,9 +3,10 @@
 from typing import Any
 
 from stages.graph.channels import channel_classes, couplings
+from stages.graph.filter_types import FILTER_TYPES, legal_types
 from stages.graph.layer import ACTIVATIONS, Graph, Layer
 
-__all__ = ["ACTIVATIONS", "Graph", "Layer", "channel_classes", "couplings", "trace"]
+__all__ = ["ACTIVATIONS", "FILTER_TYPES", "Graph", "Layer", "channel_classes", "couplings", "legal_types", "trace"]
 
 
 def __getattr__(name: str) -> Any:

@@ -62,10 +62,14 @@ def entries(settings: SearchPruner) -> list[Entry]:
 
 
 class Runner:
-    """Runs entries from the same dense network to the same scheme, with checkpoints in ``folder``."""
+    """Runs entries from the same dense network to the same scheme, with checkpoints in ``folder``; they are distilled from ``teacher`` (None: from the dense network)."""
 
-    def __init__(self, task: Task, dense: nn.Module, scheme: Scheme, settings: SearchPruner, folder: Path, table: Table, progress: Progress = SILENT):
+    def __init__(
+        self, task: Task, dense: nn.Module, scheme: Scheme, settings: SearchPruner, folder: Path, table: Table, progress: Progress = SILENT,
+        teacher: nn.Module | None = None,
+    ):  # fmt: skip
         self.task, self.dense, self.scheme, self.settings, self.folder, self.table, self.progress = task, dense, scheme, settings, folder, table, progress
+        self.teacher = dense if teacher is None else teacher
 
     def checkpoint(self, entry: Entry, epochs: float) -> Path:
         """Where a run of ``epochs`` keeps its state."""
@@ -75,7 +79,7 @@ class Runner:
         """Prune a copy of the dense network in ``epochs``; continues from its checkpoint, which the caller deletes."""
         s, module = replace(self.settings, lr=entry.lr), copy.deepcopy(self.dense)
         pruner = self.table[entry.algorithm](module, self.scheme, s)
-        curve = fit(module, self.task, epochs=epochs, lr=s.lr, weight_decay=s.weight_decay, seed=s.seed, teacher=self.dense if entry.distill else None, distill=s.distill_weight,
+        curve = fit(module, self.task, epochs=epochs, lr=s.lr, weight_decay=s.weight_decay, seed=s.seed, teacher=self.teacher if entry.distill else None, distill=s.distill_weight,
                     temperature=s.temperature, masks=pruner.masks, hooks=pruner, checkpoint=self.checkpoint(entry, epochs), progress=self.progress, description=description)  # fmt: skip
         masks = {name: mask.cpu() for name, mask in pruner.masks.items()}
         check_zeros(module, self.scheme, masks)

@@ -92,9 +92,9 @@ def _key(row: Row) -> tuple[str, bool, float, float]:
 
 def race(
     task: Task, dense: nn.Module, scheme: Scheme, settings: SearchPruner, folder: Path, progress: Progress = SILENT, table: Table | None = None,
-    make_task: Callable[[], Task] | None = None,
+    make_task: Callable[[], Task] | None = None, teacher: nn.Module | None = None,
 ) -> Outcome:  # fmt: skip
-    """Find the algorithm that prunes ``dense`` (left as it is) best to ``scheme`` and run it to the end.
+    """Find the algorithm that prunes ``dense`` (left as it is) best to ``scheme`` and run it to the end. Entries that distil learn from ``teacher`` (None: from ``dense``).
 
     The best accuracy on val (batch norms estimated anew) wins a rung, the first of equals; the winner starts again from the dense weights and runs ``epochs``. ``folder`` holds the
     journal of finished runs and the checkpoints of running ones, so that the same call after kill -9 repeats at most one epoch of each running entry, and a race with more entries,
@@ -104,7 +104,7 @@ def race(
     from stages.pruners import PRUNERS
 
     make_masks(dense, scheme)  # a scheme that doesn't fit is the caller's error, not an entry's
-    runner = Runner(task, dense, scheme, settings, folder, PRUNERS if table is None else table, progress)
+    runner = Runner(task, dense, scheme, settings, folder, PRUNERS if table is None else table, progress, teacher)
     try:
         with Journal(folder / "race.jsonl") as journal, Workers(runner, make_task) as workers:
             rungs = Race(runner, journal, workers).rungs()

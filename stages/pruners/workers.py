@@ -54,17 +54,17 @@ class Workers:
         r, cores, workers = self.runner, os.sched_getaffinity(0), self.runner.settings.workers
         threads = r.task.threads or (1 if workers == "ray" else max(1, len(cores) // int(workers)))
         return open_pool(
-            make_handler, self.make_task, r.dense, r.scheme, r.settings, r.folder, r.table, threads,
+            make_handler, self.make_task, r.dense, r.scheme, r.settings, r.folder, r.table, threads, r.teacher,
             workers=workers, cpus=cores, threads=threads, cuda_devices=torch.cuda.device_count() if r.task.device.type == "cuda" else 0,
         )  # fmt: skip
 
 
 def make_handler(
-    make_task: Callable[[], Task], dense: nn.Module, scheme: Scheme, settings: SearchPruner, folder: Path, table: Table, threads: int
+    make_task: Callable[[], Task], dense: nn.Module, scheme: Scheme, settings: SearchPruner, folder: Path, table: Table, threads: int, teacher: nn.Module
 ) -> Callable[[Request], dict[str, Any]]:
     """What a worker process does with a request."""
     task = make_task()
     task.threads = threads
     folder.mkdir(parents=True, exist_ok=True)  # on another machine of a cluster
-    runner = Runner(task, dense, scheme, settings, folder, table)
+    runner = Runner(task, dense, scheme, settings, folder, table, teacher=teacher)
     return lambda request: runner.row(*request)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from stages.schemes.rules import PATTERN_RATE, kept_count, legal_schemes, uniform_scheme
+from stages.schemes.rules import PATTERN_RATE, kept_count, legal_schemes, resolve, uniform_scheme
 from stages.schemes.scheme import DENSE, PATTERN_WEIGHTS, SCHEMES, LayerScheme, Scheme
 
 if TYPE_CHECKING:
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from stages.schemes.verify import check_zeros
 
 __all__ = [
-    "DENSE", "PATTERN_RATE", "PATTERN_WEIGHTS", "SCHEMES", "LayerScheme", "Scheme", "apply_masks", "check_zeros", "kept_count", "legal_schemes", "make_masks", "prune_", "uniform_scheme",
+    "DENSE", "PATTERN_RATE", "PATTERN_WEIGHTS", "SCHEMES", "LayerScheme", "Scheme", "apply_masks", "check_zeros", "kept_count", "legal_schemes", "make_masks", "prune_", "resolve", "uniform_scheme",
 ]  # fmt: skip
 
 

@@ -96,6 +96,24 @@ def legal_schemes(
     return tuple(found)
 
 
+def resolve(scheme: Scheme, graph: Graph) -> Scheme:
+    """``scheme``, which names the layers of the original network, for the network with its filter types, whose Graph is ``graph``: what prune_, check_zeros and compile_model take.
+
+    Every prunable convolution within a replaced layer is pruned as that layer says, where that is legal (patterns prune no 1x1: such a part stays dense). Channel classes are those of ``graph``;
+    a filter-pruned layer whose channels must now all stay (a skipped one joined them to the network's input, say) stays dense. A scheme without filter types comes back as it is.
+    """
+    types = scheme.filter_types
+    if not types:
+        return scheme
+    shrinkable = _shrinkable(graph)
+    resolved = {path: layer for path, layer in scheme.layers.items() if path not in types}
+    for layer in graph.prunable:
+        owner = layer.module.rpartition(".")[0] if layer.module.rpartition(".")[0] in types else layer.module
+        wanted = replace(scheme[owner], filter_type="keep")
+        resolved[layer.module] = wanted if _legal(wanted, layer, shrinkable) else DENSE
+    return Scheme(resolved, couplings(graph))
+
+
 def _candidates(layer: Layer, schemes: Sequence[str], rates: Sequence[float], blocks: Sequence[int], channel_blocks: Sequence[int]) -> Iterator[LayerScheme]:
     for pruning in schemes:
         for rate in rates if pruning != "none" else ():

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stages.errors import ArtifactError
+from stages.graph import FILTER_TYPES
 
 SCHEMES = ("none", "filter", "block-punched", "pattern", "block-based")
 PATTERN_WEIGHTS = 4  # weights that a pattern keeps in a 3x3 kernel (PatDNN); 2.25x on its own
@@ -19,9 +20,9 @@ class LayerScheme:
     ``LayerScheme("keep", "block-punched", 3.0, 8)`` on a convolution with weight (64, 32, 3, 3): the 64 filters form 8 groups of 8 consecutive filters; in each group
     96 of the 32 * 9 = 288 positions (input channel, kernel row, kernel column) are kept, the same ones in all 8 filters (block-punched, NPAS section 4.1).
 
-    * ``filter_type``: "keep" for now; a replacement type (LANA, NPAS section 5.2) in later versions.
     ``LayerScheme("keep", "block-punched", 3.0, 8, 4)`` prunes each kernel position for 4 consecutive input channels of the 8 filters at once: 24 of 72 units (block of channels, row, column).
 
+    * ``filter_type``: one of FILTER_TYPES (stages.graph.filter_types; NPAS section 5.2). Of a layer that is replaced, the rest prunes every convolution of the replacement that it can (see ``resolve``).
     * ``pruning``: "none"; "filter" (whole output channels); "block-punched" (convolutions); "pattern" (3x3 convolutions: every kept kernel keeps 4 weights of one of a few patterns,
       other kernels vanish; patterns and kept kernels are shared by the filters of a block); "block-based" (linear layers: the matrix is cut into blocks of ``block`` rows and
       ``channels`` columns; what is removed is a column of a block (8 x 1), a row of a block (1 x 16) or a whole block (8 x 4)).
@@ -38,10 +39,10 @@ class LayerScheme:
 
     @property
     def label(self) -> str:
-        """Short text for node labels and tables: "none", "filter 2x", "block-punched/8 3x", "block-punched/8x4 3x"."""
-        if self.pruning == "none":
-            return "none"
-        return f"{self.pruning}{f'/{self.size}' if self.block else ''} {self.rate:g}x"
+        """Short text for node labels and tables: "none", "filter 2x", "block-punched/8x4 3x", "1x1", "1x1|block-punched/8 3x", "skip"."""
+        pruned = "" if self.pruning == "none" else f"{self.pruning}{f'/{self.size}' if self.block else ''} {self.rate:g}x"
+        kept = "" if self.filter_type == "keep" else self.filter_type
+        return "|".join(filter(None, (kept, pruned))) or "none"
 
     @property
     def size(self) -> str:
@@ -59,7 +60,7 @@ class LayerScheme:
             made = LayerScheme(str(d["filter_type"]), str(d["scheme"]), float(d["rate"]), int(d["block"]), int(d.get("channels", 1)))
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"A layer of the scheme can't be read: {error!r}.", "Run 'npas search-scheme' again.") from None
-        if made.pruning not in SCHEMES or made.rate < 1 or made.block < 0 or made.channels < 1:
+        if made.filter_type not in FILTER_TYPES or made.pruning not in SCHEMES or made.rate < 1 or made.block < 0 or made.channels < 1:
             raise ArtifactError(f"A layer of the scheme has impossible values: {dict(d)}.", "Run 'npas search-scheme' again.")
         return made
 
@@ -81,6 +82,11 @@ class Scheme:
 
     def __getitem__(self, name: str) -> LayerScheme:
         return self.layers.get(name, DENSE)
+
+    @property
+    def filter_types(self) -> dict[str, str]:
+        """The layers that are replaced: module path -> filter type."""
+        return {name: s.filter_type for name, s in self.layers.items() if s.filter_type != "keep"}
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: ``{"layers": {...}, "coupled": [...]}``."""

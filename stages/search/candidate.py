@@ -1,4 +1,4 @@
-"""One candidate of the search as a network: a copy that carries the scheme's structure, not yet pruned. Imports torch, graph and schemes."""
+"""One candidate of the search as a network: a copy that carries the scheme's filter types, not yet pruned. Imports torch, config, graph, schemes and search/reconstruct."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from stages.config import SearchScheme
 from stages.graph import Graph
-from stages.schemes import Scheme
+from stages.graph.retype import replaceable, retype_
+from stages.schemes import Scheme, resolve
+from stages.search.reconstruct import Reconstructed
+
+NOTHING = Reconstructed()
 
 
 @dataclass(frozen=True)
@@ -21,11 +26,26 @@ class Candidate:
 
 
 class Candidates:
-    """Builds candidates from the network that is searched. The network is traced once: a candidate's graph is an edit of its graph."""
+    """Builds candidates from the network that is searched. The network is traced once: a candidate's graph is an edit of its graph.
 
-    def __init__(self, network: nn.Module, graph: Graph):
-        self.network, self.graph = network, graph
+    ``reconstructed`` holds the initial weights of the filter types; what it lacks is drawn at random, which will do where only latency counts.
+    """
+
+    def __init__(self, network: nn.Module, graph: Graph, reconstructed: Reconstructed = NOTHING):
+        self.network, self.graph, self.reconstructed = network, graph, reconstructed
 
     def build(self, scheme: Scheme) -> Candidate:
-        """The candidate that ``scheme`` describes, in eval mode."""
-        return Candidate(copy.deepcopy(self.network), self.graph, scheme)
+        """The candidate that ``scheme`` describes (by the layers of the searched network), in eval mode. UsageError when a layer can't take its filter type."""
+        module, types = copy.deepcopy(self.network), scheme.filter_types
+        graph = retype_(module, self.graph, types) if types else self.graph
+        for path, kind in types.items():
+            if kind in self.reconstructed.tensors.get(path, ()):
+                module.get_submodule(path).load_state_dict(self.reconstructed.tensors[path][kind])
+        return Candidate(module.eval(), graph, resolve(scheme, graph))
+
+
+def searched_types(network: nn.Module, graph: Graph, settings: SearchScheme) -> dict[str, tuple[str, ...]]:
+    """Module path -> the filter types that the search may give it: what is possible, allowed by ``filter_types``, and worth it by ``min_share``. Layers that can only be kept are left out."""
+    large = {layer.module for layer in graph.prunable if layer.macs >= settings.min_share * graph.macs}
+    allowed = {path: tuple(k for k in kinds if k in settings.filter_types) for path, kinds in replaceable(network, graph).items() if path in large}
+    return {path: kinds for path, kinds in allowed.items() if set(kinds) - {"keep"}}

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from stages.artifacts import sha256, state_dir, state_key
 from stages.compiler.api import compile_model
 from stages.config import Config
 from stages.devices import TimingProtocol, open_device, speedup
@@ -20,13 +21,14 @@ from stages.devices.steady import measure_steadily
 from stages.errors import InvalidMeasurement
 from stages.graph import Graph
 from stages.graph.tracing import trace
-from stages.progress import Silent
+from stages.progress import Progress, Silent
 from stages.schemes.prune import prune_
-from stages.search.candidate import Candidate, Candidates
+from stages.search.candidate import Candidate, Candidates, searched_types
 from stages.search.loop import Evaluator
+from stages.search.reconstruct import load_or_reconstruct
 from stages.search.scheme_space import SchemeSpace
 from stages.search.space import Choices
-from stages.search.trials import Journal, Timing
+from stages.search.trials import Journal, Timing, code_version
 from stages.search.worker import Handler, Worker
 from stages.tasks import Task, fit, load_network, make_task, recalibrate_bn
 from stages.tasks.train import cpu_threads
@@ -35,6 +37,8 @@ MODEL = "replace_ops/model.pt"
 REFERENCE_RUNS = 100  # of the dense network alone at the start, and of the candidate at the end
 LONGER, ROUNDS = 3, 3  # near the budget: that many times the runs, and at most that many measurements in all
 RECALIBRATION = 256  # training images for the batch norms of a candidate
+SILENT = Silent()
+RECONSTRUCTION = ("search/approximate.py", "search/reconstruct.py", "graph", "tasks")  # the code that decides what new filter types begin with
 WARM_UP = 0.2  # seconds; the machine is busy with the search anyway
 
 
@@ -45,6 +49,18 @@ def open_network(config: Config) -> tuple[Task, nn.Module, Graph]:
     return task, network, trace(network, task.example())
 
 
+def open_candidates(config: Config, task: Task, network: nn.Module, graph: Graph, progress: Progress = SILENT) -> Candidates:
+    """What builds the candidates, with initial weights for every filter type; these are found at the first call and kept in the state folder, for the other processes too."""
+    c, types = config.search_scheme, searched_types(network, graph, config.search_scheme)
+    if not types:
+        return Candidates(network, graph)
+    count = min(c.calibration, task.size("train"))
+    images = (task.inputs(batch) for batch in task.batches("train", limit=count))
+    folder = state_dir("reconstruct", state_key(sha256(MODEL), config.task, types, c.calibration, c.sweeps, code_version(RECONSTRUCTION)))
+    with cpu_threads(c.train_threads):
+        return Candidates(network, graph, load_or_reconstruct(folder / "filter_types.pt", network, types, images, count, c.sweeps, progress))
+
+
 @contextmanager
 def open_evaluator(config: Config, task: Task, network: nn.Module, space: SchemeSpace, journal: Journal) -> Iterator[tuple[Evaluator, float, float]]:
     """The evaluator, the dense latency in ms and the budget in ms; the measuring process ends with the context.
@@ -52,7 +68,7 @@ def open_evaluator(config: Config, task: Task, network: nn.Module, space: Scheme
     The dense network is measured once, before any training, and journalled: a search that is continued keeps its budget.
     """
     c, (measuring, training) = config.search_scheme, share_cores(config.search_scheme.train_threads, config.compile.threads)
-    candidates = Candidates(network, space.graph)
+    candidates = open_candidates(config, task, network, space.graph)
     with Worker(serve_latency, config, c.runs, cpus=measuring) as worker:
         dense_ms = journal.note("dense_ms")
         if dense_ms is None:
@@ -97,7 +113,7 @@ def serve_latency(config: Config, runs: int) -> Handler:
     example, device = task.example(), open_device(config.probe.device)
     folder = tempfile.TemporaryDirectory(prefix="npas-search-")
     inputs, dense, candidate = [example.numpy()], Path(folder.name, "dense.so"), Path(folder.name, "candidate.so")
-    candidates = Candidates(network, graph)
+    candidates = Candidates(network, graph)  # latency asks for no weights
     threads = config.compile.threads  # the budget is for the network as it will be compiled
     compile_model(network, example, threads=threads, graph=graph).save(dense)
 

@@ -1,10 +1,11 @@
-"""The space of pruning schemes of a traced network: one slot per layer that is worth pruning. Imports graph, schemes and space."""
+"""The space of filter types and pruning schemes of a traced network: one slot per layer that is worth changing. Imports graph, schemes and space."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from stages.errors import UsageError
 from stages.graph import Graph, Layer, couplings
@@ -20,6 +21,9 @@ WEIGHTS = {
 }  # of a random draw; filters cost the most accuracy, and one wrong layer spoils a network
 
 SPREAD = 0.6  # of the rates of random draws, in units of ln(rate)
+REPLACED = 0.5  # layers that a random draw replaces, on average: one wrong layer spoils a network, and the more the longer the network
+MOST_REPLACED = 0.25  # of the draws of any one layer
+WORK = {"keep": 1, "3x3": 3, "1x1-3x3dw-1x1": 4, "3x3dw-1x1": 8, "1x1": 9, "skip": 30}  # times less than the layer it replaces, about: a 3x3 (5x5 for the second) on many channels
 
 
 @dataclass(frozen=True)
@@ -41,19 +45,30 @@ class SchemeSpace:
 
 
 def scheme_space(
-    graph: Graph, schemes: Sequence[str], rates: Sequence[float], blocks: Sequence[int], min_share: float = 0.005, channel_blocks: Sequence[int] = (1,)
+    graph: Graph,
+    schemes: Sequence[str],
+    rates: Sequence[float],
+    blocks: Sequence[int],
+    min_share: float = 0.005,
+    channel_blocks: Sequence[int] = (1,),
+    types: Mapping[str, Sequence[str]] = {},
 ) -> SchemeSpace:
     """Every legal combination of ``schemes``, ``rates``, ``blocks`` and ``channel_blocks`` on the prunable layers that have at least ``min_share`` of the network's multiply-accumulates; a
-    smaller layer (SE gates, the classifier) can't buy latency, only cost accuracy, and has no slot.
+    smaller layer (SE gates, the classifier) can't buy latency, only cost accuracy, and has no slot. ``types`` are the filter types that a layer may take, by module path ("keep" where it isn't named).
+    To keep slots small, a layer of another type stays dense or is block-punched at the lowest or the middle of ``rates``, with the smallest of ``blocks``: it has little left to prune.
 
-    ``space.first`` are the uniform candidates that a search surveys before anything else, the fastest ones (the highest rate of each scheme) at their head; without them
+    ``space.first`` are the uniform candidates that a search surveys before anything else, the fastest ones (the least work; the highest rate of each scheme) at their head; without them
     nothing would be known to be feasible, since independent draws per layer all land near one mean latency.
 
-    In the labelled graph each layer is a node "kind|scheme/block rate", which layers of one kind share, joined by data flow; besides, for each rate, a node that says
-    whether this very layer is pruned at least that hard. So two candidates are alike when their layers' rates are, also before any exact label was seen twice.
+    In the labelled graph each layer is a node "kind|type|scheme/block rate", which layers of one kind share, joined by data flow; besides, for each rate, a node that says
+    whether this very layer's work is cut at least that hard. So two candidates are alike when their layers' rates are, also before any exact label was seen twice.
     UsageError when no layer can be pruned.
     """
-    offered = [(layer, _choices(layer, graph, schemes, rates, blocks, channel_blocks)) for layer in graph.prunable if layer.macs >= min_share * graph.macs]
+    offered = [
+        (layer, _choices(layer, graph, schemes, rates, blocks, channel_blocks, types.get(layer.module, ("keep",))))
+        for layer in graph.prunable
+        if layer.macs >= min_share * graph.macs
+    ]
     layers = tuple(layer for layer, choices in offered if choices != (DENSE,))
     if not layers:
         raise UsageError("No layer of the network can be pruned by these schemes.", "Allow more of search_scheme.schemes and search_scheme.rates.")
@@ -63,25 +78,31 @@ def scheme_space(
 
     def labelled(choices: Choices) -> LabelledGraph:
         nodes = [f"{k}|{c.label}" for k, c in zip(kinds, choices, strict=True)]  # type: ignore[attr-defined]
-        steps = [f"{i} {'>=' if c.rate >= rate else '<'} {rate:g}x" for i, c in enumerate(choices) for rate in rates]  # type: ignore[attr-defined]
+        steps = [f"{i} {'>=' if cut(c) >= rate else '<'} {rate:g}x" for i, c in enumerate(choices) for rate in rates]  # type: ignore[arg-type]
         return nodes + steps, flow
 
-    return SchemeSpace(
-        Space(slots, labelled, first=uniform_candidates(slots, schemes, rates, blocks), weights=[_weights(slot) for slot in slots]), layers, graph
-    )
+    first = uniform_candidates(slots, schemes, rates, blocks)
+    return SchemeSpace(Space(slots, labelled, first=first, weights=_weights(slots, [DENSE] * len(slots), math.inf)), layers, graph)
+
+
+def cut(choice: LayerScheme) -> float:
+    """How many times less work a layer becomes by ``choice``, about: pruning rate times what the filter type saves."""
+    return WORK[choice.filter_type] * choice.rate
 
 
 def uniform_candidates(slots: Sequence[Sequence[LayerScheme]], schemes: Sequence[str], rates: Sequence[float], blocks: Sequence[int]) -> list[Choices]:
-    """The highest rate of each scheme (and block), then block-punched at every other rate; a layer that lacks the scheme takes block-punched, or stays dense."""
+    """The least work, short of skipping; the highest rate of each scheme (and block), then block-punched at every other rate; a layer that lacks the scheme takes block-punched, or stays dense."""
     high, small = max(rates), min(blocks)
     wanted = [(pruning, high, block) for pruning in schemes if pruning != "none" for block in (blocks if pruning == "block-punched" else (small,))]
     first = next((s for s in ("block-punched", "filter", "pattern") if s in schemes), "none")
     wanted += [(first, rate, small) for rate in sorted(rates, reverse=True)] + [("none", 1.0, 0)]
-    return list(dict.fromkeys(tuple(nearest(slot, *w) for slot in slots) for w in wanted))
+    least = tuple(max((c for c in slot if c.filter_type != "skip"), key=cut, default=slot[0]) for slot in slots)
+    return list(dict.fromkeys([least, *(tuple(nearest(slot, *w) for slot in slots) for w in wanted)]))
 
 
 def nearest(slot: Sequence[LayerScheme], pruning: str, rate: float, block: int) -> LayerScheme:
-    """The choice of ``slot`` that comes closest: the scheme before the rate before the block; of those the fewest channels a unit."""
+    """The choice of ``slot`` that comes closest: the layer's own filter type before the scheme before the rate before the block; of those the fewest channels a unit."""
+    slot = [c for c in slot if c.filter_type == "keep"] or slot
     kinds = {c.pruning for c in slot}
     order = {"block-punched": ("block-punched", "block-based")}.get(pruning, (pruning, "block-punched", "block-based"))
     wanted = next((k for k in order if k in kinds), DENSE.pruning)
@@ -97,8 +118,7 @@ def focus(space: Space, first: Sequence[Choices]) -> Space:
     """
     if not first:
         return space
-    near = [_near(slot, at) for slot, at in zip(space.slots, first[0], strict=True)]  # type: ignore[arg-type]
-    return space.starting_with(first, near)
+    return space.starting_with(first, _weights(space.slots, first[0], SPREAD))  # type: ignore[arg-type]
 
 
 def edges(graph: Graph, layers: Sequence[Layer]) -> list[tuple[int, int]]:
@@ -122,17 +142,33 @@ def kind(layer: Layer) -> str:
 
 
 def _choices(
-    layer: Layer, graph: Graph, schemes: Sequence[str], rates: Sequence[float], blocks: Sequence[int], channel_blocks: Sequence[int]
+    layer: Layer,
+    graph: Graph,
+    schemes: Sequence[str],
+    rates: Sequence[float],
+    blocks: Sequence[int],
+    channel_blocks: Sequence[int],
+    types: Sequence[str],
 ) -> tuple[LayerScheme, ...]:
     legal = legal_schemes(layer, graph, schemes, rates, blocks, channel_blocks)
-    allowed = legal if "none" in schemes or len(legal) == 1 else legal[1:]
-    return tuple(sorted(allowed, key=lambda c: c.rate))  # alike: the rate tells more than the scheme
+    kept = legal if "none" in schemes or len(legal) == 1 else legal[1:]
+    pruned = [LayerScheme("keep", "block-punched", rate, min(blocks)) for rate in (min(rates), sorted(rates)[len(rates) // 2])] if "block-punched" in schemes else []
+    replaced = [replace(c, filter_type=kind) for kind in types if kind != "keep" for c in (DENSE, *(pruned if kind != "skip" else ()))]
+    allowed = dict.fromkeys([*(kept if "keep" in types else ()), *replaced])
+    return tuple(sorted(allowed, key=cut))  # alike: the work that is left tells more than the scheme
 
 
-def _near(slot: Sequence[LayerScheme], at: LayerScheme) -> list[float]:
-    return [w * math.exp(-abs(math.log(c.rate / at.rate)) / SPREAD) for w, c in zip(_weights(slot), slot, strict=True)]
-
-
-def _weights(slot: Sequence[LayerScheme]) -> list[float]:
-    """Each scheme its share of the draws, whatever the number of its rates and blocks."""
-    return [WEIGHTS[c.pruning] / sum(other.pruning == c.pruning for other in slot) for c in slot]
+def _weights(slots: Sequence[Sequence[LayerScheme]], centre: Sequence[LayerScheme], spread: float) -> list[list[float]]:
+    """Of random draws: each scheme its share, whatever the number of its rates and blocks, and so each filter type of the few draws that replace; in each, choices that cut the work about as
+    much as ``centre`` count most (``spread``: in units of ln(work))."""
+    share = min(MOST_REPLACED, REPLACED / max(1, sum(any(c.filter_type != "keep" for c in slot) for slot in slots)))
+    found = []
+    for slot, at in zip(slots, centre, strict=True):
+        plain = [WEIGHTS[c.pruning] if c.filter_type == "keep" else 1.0 for c in slot]
+        many = Counter((c.filter_type, c.pruning if c.filter_type == "keep" else "") for c in slot)
+        near = [math.exp(-abs(math.log(cut(c) / cut(at))) / spread) for c in slot]
+        raw = [w * n / many[c.filter_type, c.pruning if c.filter_type == "keep" else ""] for w, n, c in zip(plain, near, slot, strict=True)]
+        kept = sum(w for w, c in zip(raw, slot, strict=True) if c.filter_type == "keep")
+        others = sum(raw) - kept
+        found.append([w if c.filter_type == "keep" or not kept else w / others * kept * share / (1 - share) for w, c in zip(raw, slot, strict=True)])
+    return found

@@ -127,10 +127,11 @@ def to_row(trial: Trial) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def code_version() -> str:
-    """Digest of the sources that decide what a candidate is worth: a journal of other code is not continued."""
+def code_version(parts: Sequence[str] = CODE) -> str:
+    """Digest of the sources (files or folders of stages/) that decide what a candidate is worth: a journal of other code is not continued."""
     stages = Path(__file__).parents[1]
-    files = sorted(path for part in CODE for path in (stages / part).rglob("*.*") if path.suffix in (".py", ".c", ".h"))
+    found = [path for part in parts for path in ((stages / part).rglob("*.*") if (stages / part).is_dir() else [stages / part])]
+    files = sorted(path for path in found if path.suffix in (".py", ".c", ".h"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 

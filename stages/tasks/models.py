@@ -59,16 +59,18 @@ def _accepts(call: Callable[..., Any], name: str) -> bool:
 
 
 def load_network(path: Path | str, task: Task) -> nn.Module:
-    """The network of a model.pt (or weights.pt): the task's model, the replacements recorded there, its weights; in eval mode. ArtifactError when they don't fit together."""
+    """The network of a model.pt, network.pt or weights.pt: the task's model, the replacements and filter types recorded there, its weights; in eval mode. ArtifactError when they don't fit together."""
     content = load_checkpoint(path)
     return restore(content, task, str(path))
 
 
 def restore(content: Mapping[str, Any], task: Task, where: str) -> nn.Module:
     """``load_network`` for a checkpoint that is already loaded."""
+    from stages.graph.retype import retype_modules_
     from stages.graph.rewrite import Replacement, apply_replacements
 
     module = apply_replacements(task.model(), [Replacement.from_json(r) for r in content.get("replacements", ())])
+    retype_modules_(module, content.get("filter_types", {}))
     problem = mismatch(module, content["state_dict"])
     if problem:
         hint = f"It was made with task.model {content.get('model')}: set that again, or run the pipeline anew."

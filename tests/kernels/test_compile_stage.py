@@ -27,8 +27,8 @@ CONFIG = load(None, ["task.model=npas_tiny"]).config
 def checkpoints(module: nn.Module) -> nn.Module:
     """What the stages before write, with random weights; returns the pruned network."""
     task = make_task(CONFIG.task)
-    for stage_name in ("pretrain", "replace_ops"):
-        save_checkpoint(f"{stage_name}/model.pt", {"state_dict": module.state_dict(), "model": "npas_tiny", "replacements": [], "config": {}, "metrics": {}})
+    for path in ("pretrain/model.pt", "replace_ops/model.pt", "search_scheme/network.pt"):
+        save_checkpoint(path, {"state_dict": module.state_dict(), "model": "npas_tiny", "replacements": [], "config": {}, "metrics": {}})
     scheme = uniform_scheme(trace(module, task.example()), "block-punched", 3.0, 8)
     pruned = copy.deepcopy(module)
     masks = prune_(pruned, scheme)

@@ -74,10 +74,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     layers = dict(uniform_scheme(graph, "block-punched", 3.0).layers) | {"head.0": filters["head.0"], "stem.0": LayerScheme("keep", "pattern", 4.5, 8)}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        save_checkpoint(
-            "replace_ops/model.pt",
-            {"state_dict": module.state_dict(), "model": "npas_tiny", "replacements": [r.to_json() for r in replacements], "metrics": {}, "config": {}},
-        )
+        content = {"state_dict": module.state_dict(), "model": "npas_tiny", "replacements": [r.to_json() for r in replacements], "metrics": {}, "config": {}}
+        save_checkpoint("replace_ops/model.pt", content)
+        save_checkpoint("search_scheme/network.pt", content | {"filter_types": {}})
         write_json("search_scheme/scheme.json", Scheme(layers, filters.coupled).to_json())
     yield folder
 
@@ -85,8 +84,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def project(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the inputs, which is the current one."""
-    for name in ("replace_ops/model.pt", "search_scheme/scheme.json"):
-        (tmp_path / name).parent.mkdir()
+    for name in ("replace_ops/model.pt", "search_scheme/network.pt", "search_scheme/scheme.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes((inputs / name).read_bytes())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NPAS_STATE", str(tmp_path / "state"))
