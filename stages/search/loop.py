@@ -107,7 +107,8 @@ def run_trials(sampler: Sampler, evaluator: Evaluator, journal: Journal, rules: 
             while (missing := rules.trials - len(sampler.told)) > 0:
                 batch = list(sampler.pending)[:missing] or session.ask(min(rules.batch, missing))
                 if not batch:
-                    progress.say(f"all {sampler.space.size} candidates are evaluated")
+                    whole = len(sampler.told) == sampler.space.size
+                    progress.say(f"all {sampler.space.size} candidates are evaluated" if whole else f"the strategy has nothing to propose after {len(sampler.told)} trials")
                     break
                 timings = [measuring.submit(session.timing, choices) for choices in batch]
                 for choices, timing in zip(batch, timings, strict=True):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from stages.search import Space, Trial, make_sampler
+from stages.errors import UsageError
+from stages.search import Costs, Space, Trial, make_sampler
+from stages.search.additive import Additive
 from stages.search.q_learning import Agent, epsilon, scaled
 from stages.search.screen import neighbour, promise
 from stages.search.surrogate import SCALES, fit_gp, likeliest
@@ -150,3 +153,88 @@ def test_next_new_wraps_round():
     space = Space([("a", "b"), (1, 2)])
     assert space.next_new(("b", 2), {("b", 2)}) == ("a", 1)
     assert space.next_new(("a", 1), {("a", 1), ("a", 2), ("b", 1), ("b", 2)}) is None
+
+
+COSTS = Costs(loss=((0, 1, 5), (0, 2, 3), (0, 4, 9)), latency_ms=((6, 3, 1), (6, 4, 1), (6, 2, 1)))
+COSTED = Space([(0, 1, 2)] * 3, costs=COSTS)
+
+
+def summed(table, choices) -> float:
+    return sum(row[c] for row, c in zip(table, choices, strict=True))
+
+
+def test_the_integer_program_lists_the_candidates_within_the_budget_from_the_best():
+    asked = make_sampler("ilp", COSTED, 27, budget_ms=9.0).ask(10)
+    fitting = [c for c in itertools.product(*COSTED.slots) if summed(COSTS.latency_ms, c) <= 9]
+    losses = [summed(COSTS.loss, c) for c in asked]
+    assert losses == sorted(summed(COSTS.loss, c) for c in fitting)[:10]
+    assert set(asked) <= set(fitting)
+
+
+def test_the_integer_program_learns_an_additive_space_without_estimates():
+    space = Space(COSTED.slots)
+    sampler = make_sampler("ilp", space, 20, budget_ms=9.0, ilp_learn=0.6)
+    while len(sampler.told) < 20:
+        sampler.tell([Trial(c, 1 - summed(COSTS.loss, c) / 100, summed(COSTS.latency_ms, c)) for c in sampler.ask(2)])
+    best = min(summed(COSTS.loss, c) for c in itertools.product(*space.slots) if summed(COSTS.latency_ms, c) <= 9)
+    assert sampler.best().accuracy == pytest.approx(1 - best / 100)
+
+
+def test_a_warm_start_begins_with_the_integer_program_and_needs_estimates():
+    assert make_sampler("npas", COSTED, 27, 9.0, warm_start="ilp").ask(3) == make_sampler("ilp", COSTED, 27, 9.0).ask(3)
+    with pytest.raises(UsageError, match="warm start"):
+        make_sampler("npas", Space([(0, 1)]), 2, 9.0, warm_start="ilp")
+
+
+def test_estimates_are_corrected_by_trials():
+    seen = list(itertools.product(*COSTED.slots))
+    model = Additive(COSTED, seen, [-3 * summed(COSTS.loss, c) for c in seen], [[-x for x in row] for row in COSTS.loss])
+    assert model((2, 2, 2)) - model((0, 0, 0)) == pytest.approx(-3 * 17, rel=0.02)
+
+
+def test_annealing_cools_and_accepts_losses_ever_more_seldom():
+    sampler = make_sampler("anneal", Space([(1, 2)]), 1000)
+    temperatures = [sampler.temperature(p / 100) for p in range(101)]
+    assert temperatures[0] == 100 and temperatures[-1] == 20 and temperatures == sorted(temperatures, reverse=True)
+    early, late = (np.mean([sampler.accepts(1.0, 1.0, n) for n in numbers]) for numbers in (range(50), range(900, 1000)))
+    assert early > 0.2 > 0.05 > late
+    assert sampler.accepts(-0.1, 1.0, 999)
+
+
+def test_evolution_forgets_the_oldest_and_mutates_one_slot():
+    space = Space([tuple(range(10))] * 4)
+    sampler = make_sampler("evolution", space, 50, evolution_population=3, evolution_sample=3)
+    sampler.tell([Trial((i,) * 4, 1.0 - i / 10) for i in range(5)])
+    assert sampler.population() == [(2,) * 4, (3,) * 4, (4,) * 4]  # the two best have died
+    assert all(sum(x != 2 for x in c) == 1 for c in sampler.ask(5))
+    assert sampler.preferences()[0][2] == pytest.approx(1 / 3)
+
+
+def test_reinforce_moves_the_policy_to_the_rewarded_choice():
+    sampler = make_sampler("rnn", Space([("good", "bad"), tuple(range(60))]), 100)
+    for _ in range(30):
+        sampler.tell([Trial(c, float(c[0] == "good")) for c in sampler.ask(3)])
+    assert sampler.preferences()[0]["good"] > 0.8
+
+
+@pytest.mark.parametrize(("budget", "wanted"), [(100.5, 0), (60.5, 40), (1.0, 99), (0.5, None)])
+def test_bisection_ends_at_the_mildest_rung_within_the_budget(budget, wanted):
+    space = Space([tuple(range(100))])
+    sampler = make_sampler("uniform", space, 100, budget_ms=budget)
+    while batch := sampler.ask(1):
+        sampler.tell([Trial(c, 1 - c[0] / 100, 100.0 - c[0]) for c in batch])
+    assert (sampler.best() and sampler.best().choices[0]) == wanted
+    assert len(sampler.told) <= 7
+
+
+def test_global_magnitude_says_what_it_needs():
+    with pytest.raises(UsageError, match="threshold"):
+        make_sampler("global-magnitude", Space([(0, 1)]), 2)
+
+
+def test_the_agents_preferences_are_its_q_values():
+    sampler = make_sampler("ql", Space([("good", "bad"), (1, 2)]), 8, q_lr=0.5)
+    sampler.tell([Trial((a, b), float(a == "good")) for a in ("good", "bad") for b in (1, 2)])
+    first, second = sampler.preferences()
+    assert first["good"] > 0.9 > 0.1 > first["bad"]
+    assert second[1] == pytest.approx(0.5, abs=0.2)
