@@ -137,11 +137,13 @@ def record_line(overrides: Mapping[str, Any]) -> str:
     return " ".join(["dvc exp run", *(f"-S {shlex.quote(f'{name}={options.yaml_text(value)}')}" for name, value in overrides.items())])
 
 
-def _devices(*, as_json: bool, quiet: bool, verbose: int) -> None:
+def _devices(*, hosts: Sequence[str] | None, as_json: bool, quiet: bool, verbose: int) -> None:
     from stages.devices import list_devices
 
+    if not hosts and Path("params.yaml").exists():
+        hosts = config.load(Path("params.yaml")).config.probe.hosts
     with _watched(ui.Screen(quiet), verbose):
-        found = list_devices()
+        found = list_devices(hosts or ())
     if as_json:
         return ui.print_json({"devices": found})
     columns = list(dict.fromkeys(key for device in found for key in device))
@@ -154,7 +156,7 @@ def _cell(value: Any) -> str:
 
 for _command in COMMANDS:
     _add(_command.name, _command.help, options.stage_flags(_command), _stage(_command))
-_add("devices", "List the devices that latency can be measured on.\n\nThe first column is what --device takes.\n\nExample: npas devices --json", options.OUTPUT, _devices)
+_add("devices", "List the devices that latency can be measured on: this machine, and phones on USB, on the network, and of a running adb server.\n\nThe first column is what --device takes.\n\nExample: npas devices --host 192.168.1.5:5555 --json", options.HOSTS | options.OUTPUT, _devices)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -41,6 +41,11 @@ OUTPUT: dict[str, tuple[type, Any]] = {
 }
 
 
+HOSTS: dict[str, tuple[type, Any]] = {
+    "hosts": (list[str], typer.Option(None, "--host", metavar="HOST:PORT", help="ask a phone on the network too (repeatable); else those of probe.hosts in params.yaml"))
+}
+
+
 def signature(flags: Mapping[str, tuple[type, Any]]) -> inspect.Signature:
     """The signature that Typer reads flags from."""
     return inspect.Signature([inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=kind) for name, (kind, option) in flags.items()])

@@ -64,7 +64,7 @@ def _measure(spec: str, config: Config, x: np.ndarray, expected: Expected, progr
     from stages.devices import TimingProtocol, open_device, record
     from stages.devices.steady import measure_steadily
 
-    c, device = config.bench, open_device(spec, progress)
+    c, device = config.bench, open_device(spec, progress, config.probe.hosts)
     try:
         identity = _identity(spec, config, device)
         models, threads = _networks(device, config, progress)

@@ -56,6 +56,7 @@ class Probe:
     """The device whose latency counts."""
 
     device: str = tunable("host", "device to measure on: host (this machine), adb (the only phone), adb:SERIAL or adb:HOST:PORT")
+    hosts: tuple[str, ...] = tunable((), "phones on the network that npas devices and --device adb look for, e.g. [192.168.1.5:5555]; those on USB are found")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from stages.devices.adb.discovery import open_connection
+from stages.devices.adb.listing import phone_rows
 from stages.devices.android import Android
 from stages.devices.correct import Expected
 from stages.devices.host import HostDevice
@@ -50,22 +51,22 @@ class Device(Protocol):
 DEVICES: dict[str, Callable[[], Device]] = {"host": HostDevice}
 
 
-def open_device(spec: str, progress: Progress | None = None) -> Device:
+def open_device(spec: str, progress: Progress | None = None, hosts: Sequence[str] = ()) -> Device:
     """The device that ``spec`` names: "host", "adb" (the only phone), "adb:SERIAL", "adb:HOST:PORT". A phone is connected to when it is first asked for something.
 
-    ``progress`` hears what a person should know meanwhile. DeviceNotFound (exit 4) with the known ones for any other.
+    ``progress`` hears what a person should know meanwhile; ``hosts`` are phones on the network (HOST:PORT) among which "adb" looks too. DeviceNotFound (exit 4) with the known ones for any other.
     """
     if spec in DEVICES:
         return DEVICES[spec]()
     if spec == "adb" or spec.startswith("adb:"):
-        return Android(partial(open_connection, spec, progress), progress.say if progress else lambda line: None)
+        return Android(partial(open_connection, spec, progress, hosts), progress.say if progress else lambda line: None)
     raise DeviceNotFound(f"There is no device '{spec}'.", f"Known devices: {', '.join(DEVICES)}, adb, adb:SERIAL, adb:HOST:PORT. 'npas devices' lists them.")
 
 
-def list_devices() -> list[dict[str, Any]]:
-    """One row per device: spec, kind, model, soc, abi, cores, isa, state."""
+def list_devices(hosts: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """One row per device: spec, kind, transport, model, soc, abi, cores, isa, state. ``hosts``: HOST:PORT of phones on the network."""
     rows = []
     for spec, make in DEVICES.items():
         identity = make().probe()
-        rows.append({"spec": spec} | {key: identity[key] for key in ("kind", "model", "soc", "abi", "cores", "isa")} | {"state": "ready"})
-    return rows
+        rows.append({"spec": spec} | {key: identity[key] for key in ("kind", "transport", "model", "soc", "abi", "cores", "isa")} | {"state": "ready"})
+    return rows + phone_rows(hosts)

@@ -110,7 +110,7 @@ def serve_latency(config: Config, runs: int) -> Handler:
     """
     torch.set_num_threads(len(os.sched_getaffinity(0)))  # before its first use; torch would count the cores of the machine
     task, network, graph = open_network(config)
-    example, device = task.example(), open_device(config.probe.device)
+    example, device = task.example(), open_device(config.probe.device, hosts=config.probe.hosts)
     folder = tempfile.TemporaryDirectory(prefix="npas-search-")
     inputs, dense, candidate = [example.numpy()], Path(folder.name, "dense.so"), Path(folder.name, "candidate.so")
     candidates = Candidates(network, graph)  # latency asks for no weights

@@ -169,7 +169,7 @@ def test_devices_are_listed(npas: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     import stages.devices
 
     found = [{"kind": "host", "name": "host", "soc": "Xeon [x.y]", "cores": 2, "isa": ["avx2", "avx512"], "state": "ready"}]
-    monkeypatch.setattr(stages.devices, "list_devices", lambda: found, raising=False)
+    monkeypatch.setattr(stages.devices, "list_devices", lambda hosts: found, raising=False)
     assert npas("devices", "--json").json == {"devices": found}
     lines = npas("devices").out.splitlines()
     assert lines[0].split() == ["kind", "name", "soc", "cores", "isa", "state"] and "Xeon [x.y]" in lines[2] and "avx2 avx512" in lines[2]

@@ -15,7 +15,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TypeVar
 
-from stages.devices.adb.link import Link, Refused, cut
+from stages.devices.adb.link import DIALOG_SECONDS, Link, Refused, cut
 from stages.devices.adb.parse import parse_df
 from stages.errors import DeviceFull, DeviceLost, DeviceNotFound, NpasError, UsageError
 from stages.progress import Progress, Silent
@@ -41,10 +41,10 @@ class Result:
 class Connection:
     """One phone. Any method raises DeviceLost (exit 6) when the link goes; then ``reconnect`` and ask again. Programs that outlive a command must be detached (nohup setsid)."""
 
-    def __init__(self, link: Link, progress: Progress | None = None):
+    def __init__(self, link: Link, progress: Progress | None = None, dialog_seconds: float = DIALOG_SECONDS):
         self._link, self._progress = link, progress or Silent()
         self.losses = self.reconnects = 0
-        link.open(self._progress)
+        link.open(self._progress, dialog_seconds)
 
     def __enter__(self) -> Connection:
         return self

@@ -11,7 +11,7 @@ from stages.devices.adb.connection import Connection
 from stages.devices.adb.direct import tcp_link, usb_link
 from stages.devices.adb.link import Link
 from stages.devices.adb.server import ServerLink, server_devices
-from stages.devices.adb.usb import usb_transport
+from stages.devices.adb.usb import usb_serials
 from stages.errors import DeviceNotFound, UsageError
 from stages.progress import Progress, Silent
 
@@ -43,8 +43,8 @@ def address(text: str) -> tuple[str, int] | None:
 def find(hosts: Sequence[str] = ()) -> list[Found]:
     """All phones that an adb server, USB or ``hosts`` (HOST:PORT) offer. One that the server has is reached through it, for it may hold the phone's USB interface."""
     found = {serial: Found(serial, "server", STATES.get(row["state"], row["state"]), partial(ServerLink, serial)) for serial, row in (server_devices() or {}).items()}
-    for serial in _usb_serials():
-        found.setdefault(serial, Found(serial, "usb", "", partial(usb_link, serial)))
+    for serial, state in usb_serials().items():
+        found.setdefault(serial, Found(serial, "usb", state, partial(usb_link, serial)))
     for host in hosts:
         found.setdefault(host, _at(host))
     return list(found.values())
@@ -55,15 +55,6 @@ def _at(text: str) -> Found:
     if place is None:
         raise UsageError(f"'{text}' is not HOST:PORT.", "probe.hosts lists phones that listen on the network, e.g. [192.168.1.5:5555].")
     return Found(text, "tcp", "", partial(tcp_link, *place))
-
-
-def _usb_serials() -> list[str]:
-    """Serials on USB; none where npas[usb] isn't installed, for then USB works through an adb server only."""
-    try:
-        transport = usb_transport()
-    except DeviceNotFound:
-        return []
-    return [phone.serial_number for phone in transport.find_all_adb_devices()]
 
 
 def choose(spec: str, hosts: Sequence[str] = ()) -> Found:

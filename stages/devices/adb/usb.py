@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from stages.devices.adb.link import CONNECT_SECONDS
 from stages.errors import DeviceNotFound
 
+ADB = ["ff", "42", "01"]  # class, subclass and protocol of adb's USB interface
 EXTRA = "For phones on USB without an adb server: pip install 'npas[usb]'. With one ('adb start-server'), npas goes through it."
 
 
@@ -47,6 +49,22 @@ def usb_transport() -> Any:
                 raise TimeoutError(str(error)) if slow else ConnectionResetError(str(error)) from error
 
     return Transport
+
+
+def usb_serials(sysfs: Path = Path("/sys/bus/usb/devices")) -> dict[str, str]:
+    """Serial -> state of the phones on USB: "" where npas[usb] can open them, else what is needed (seen in Linux's ``sysfs`` only)."""
+    try:
+        return {phone.serial_number: "" for phone in usb_transport().find_all_adb_devices()}
+    except DeviceNotFound:
+        found = [path.parent for path in sysfs.glob("*/bInterfaceClass") if [_read(path.with_name(f"bInterface{name}")) for name in ("Class", "SubClass", "Protocol")] == ADB]
+        return {_read(sysfs / interface.name.partition(":")[0] / "serial"): "needs an adb server or npas[usb]" for interface in found}
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def find_usb(serial: str) -> Any:
