@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from stages.compiler import cache, emit, toolchain
 from stages.compiler.arrange import arrange
+from stages.compiler.bands import fuse_bands
 from stages.compiler.check import compare
 from stages.compiler.cross import CrossModel, notes
 from stages.compiler.fuse import fuse
@@ -76,7 +77,7 @@ class Build:
     def __init__(self, graph: Graph, tensors: Mapping[str, np.ndarray], scheme: Scheme, target: Target, threads: int, name: str = HOST):
         self.graph, self.target, self.name = graph, target, name.partition(":")[0]
         arranged = arrange(share(shrink(fuse(lower(graph, tensors, scheme))), target), target)
-        self.program = absorb_gates(arranged.program, arranged.planes)
+        self.program = fuse_bands(absorb_gates(arranged.program, arranged.planes), arranged.planes, target)
         self.layouts = layouts(self.program, target, arranged.planes)
         self.kernels = [select(step, self.layouts, target) for step in self.program.steps]
         self.plan = plan(self.program, self.layouts, max((k.scratch for k in self.kernels), default=0), threads)

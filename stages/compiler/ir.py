@@ -18,6 +18,14 @@ Epilogue = tuple[tuple[Any, ...], ...]
 (``inputs[1 + k]``), which has the output's shape or is one number a channel (height = width = 1)."""
 
 
+COSTLY = frozenset({"sigmoid", "silu", "tanh", "gelu", "mish", "elu", "softplus"})
+
+
+def costly(items: Epilogue) -> bool:
+    """Whether an epilogue is so long that it belongs in a loop of its own, not once for every accumulator."""
+    return any(item[0] in COSTLY for item in items)
+
+
 Shape = tuple[int, int, int, int]
 """Images, channels, rows, columns."""
 

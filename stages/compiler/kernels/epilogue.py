@@ -10,13 +10,6 @@ from typing import Any
 from stages.compiler.ir import Epilogue, View
 from stages.compiler.kernels.tir import T, at, splat, tirx
 
-COSTLY = frozenset({"sigmoid", "silu", "tanh", "gelu", "mish", "elu", "softplus"})
-
-
-def costly(items: Epilogue) -> bool:
-    """Whether the epilogue is so long that it belongs in a loop of its own, not once for every accumulator."""
-    return any(item[0] in COSTLY for item in items)
-
 
 @dataclass(frozen=True)
 class Place:

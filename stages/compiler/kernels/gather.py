@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.compiler.ir import Epilogue, Layout, Step, View, merge
+from stages.compiler.ir import Epilogue, Layout, Step, View, costly, merge
 from stages.compiler.kernels.kernel import Kernel, Placed
 from stages.compiler.kernels.packing import Group, candidates, choose_groups, pack, positions, segments, visits
 from stages.compiler.kernels.units import WANTED, split, units
@@ -250,7 +250,7 @@ def _micro(
         for p in range(len(places)):
             for v in range(vectors):
                 T.buffer_store(acc, acc[slot(p, v)] + acc[slot(p, v, chain)], [slot(p, v)])
-    late = epilogue.costly(spec.epilogue)
+    late = costly(spec.epilogue)
     for p, (r, c) in enumerate(places):
         for v in range(vectors):
             place = epilogue.Place((n, y + r, x + c), channel + v * lanes, lanes)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.compiler.ir import Epilogue, Layout, Shape, Step, round_up
+from stages.compiler.ir import Epilogue, Layout, Shape, Step, costly, round_up
 from stages.compiler.kernels import planar
 from stages.compiler.kernels.kernel import Kernel, Placed
 from stages.compiler.kernels.packing import Group, pack
@@ -265,7 +265,7 @@ def _walker(o: Any, spec: Spec, nest: _Nest, target: Target) -> Callable[..., No
 
 def _micro(o: Any, spec: Spec, shape: tuple[int, int], n: Any, channel: Any, group: Any, pixel: Any, target: Target) -> None:
     """One tile of pixels times one group of filters."""
-    from stages.compiler.kernels import epilogue, tir
+    from stages.compiler.kernels import tir
 
     T, lanes, (vectors, filters) = tir.T, target.lanes, shape
     acc = T.alloc_buffer((vectors * filters * lanes,), "float32", scope="local")
@@ -287,7 +287,7 @@ def _micro(o: Any, spec: Spec, shape: tuple[int, int], n: Any, channel: Any, gro
             for v in range(vectors):
                 T.buffer_store(acc, acc[slot(f, v)] + pixels[v] * weight, [slot(f, v)])
     masks = [T.Bind(o.b[tir.at(pixel + (spec.mask + v * lanes), lanes)]) if spec.mask else None for v in range(vectors)]
-    late = epilogue.costly(spec.epilogue)
+    late = costly(spec.epilogue)
     for f in range(filters):
         for v in range(vectors):
             planar.finish(

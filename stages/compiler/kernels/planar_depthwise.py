@@ -40,7 +40,7 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     n, c, h, w = out.shape
     kh, kw = step.weight.shape[2:]
     origin = source.origin - a["padding"][0] * source.cols - a["padding"][1]
-    rows = min(h, _rows(kh * kw, a["stride"][0], target))
+    rows = min(h, rows_at_once(kh * kw, a["stride"][0], target))
     spec = Spec((origin, source.image, source.channel, source.cols), out, planar.operands(placed), (kh, kw), a["stride"], rows, step.epilogue)
     data = {"w": np.ascontiguousarray(step.weight.reshape(c, -1)).ravel(), "b": step.bias}
     macs = c * kh * kw * n * h * w
@@ -52,7 +52,8 @@ def fits(step: Step, source: Shape, out: Shape, target: Target) -> bool:
     return step.attrs["dilation"] == (1, 1) and step.attrs["stride"] in ((1, 1), (2, 2)) and out[3] >= target.narrow[-1]
 
 
-def _rows(taps: int, stride: int, target: Target) -> int:
+def rows_at_once(taps: int, stride: int, target: Target) -> int:
+    """Rows of results whose sums the registers hold beside the weights."""
     held = taps if taps <= HELD and taps + 6 <= target.registers else 0
     return max(1, min(8 if stride == 1 else 4, target.registers - held - 3))
 
@@ -77,29 +78,34 @@ def _plane(o: Any, spec: Spec, n: Any, c: Any, target: Target) -> None:
     written = (out.shape[2] - 1) * out.cols + out.shape[3]
     planar.zero_outside(o, start, out, written, target.narrow)
     planar.zero_columns(o, start, out, target.narrow)
-    taps = spec.kernel[0] * spec.kernel[1]
-    source = T.Bind(spec.x[0] + n * spec.x[1] + c * spec.x[2])
+    sweep(o, spec, n, c, T.Bind(spec.x[0] + n * spec.x[1] + c * spec.x[2]), spec.out.shape[2], 0, target)
 
-    def weight(tap: int, lanes: int) -> Any:
-        return T.Bind(T.broadcast(o.w[c * taps + tap], lanes) if lanes > 1 else o.w[c * taps + tap])
 
+def sweep(o: Any, spec: Spec, n: Any, c: Any, source: Any, height: int, first: Any, target: Target) -> None:
+    """``height`` rows of results of plane ``c`` from row ``first`` on. ``source``: the float of o.x at which the window of the first result of row 0 begins."""
+    from stages.compiler.kernels import tir
     from stages.compiler.kernels.planar_rows import columns
 
-    places = list(columns(out.shape[3], target.narrow))
+    T, taps = tir.T, spec.kernel[0] * spec.kernel[1]
+    places = list(columns(spec.out.shape[3], target.narrow))
     lanes = places[0][1]
-    held = [weight(tap, lanes) for tap in range(taps)] if taps <= HELD and taps + 6 <= target.registers else []
+
+    def weight(tap: int) -> Any:
+        return T.Bind(T.broadcast(o.w[c * taps + tap], lanes) if lanes > 1 else o.w[c * taps + tap])
+
+    held = [weight(tap) for tap in range(taps)] if taps <= HELD and taps + 6 <= target.registers else []
 
     def get(tap: int) -> Any:
-        return held[tap] if held else weight(tap, lanes)
+        return held[tap] if held else weight(tap)
 
-    for rows, row0, tiles in split(out.shape[2], spec.rows):
+    for rows, row0, tiles in split(height, spec.rows):
         with T.serial(0, tiles) as tile:
-            y = T.Bind(tile * rows + row0)
+            y = T.Bind(tile * rows + row0 + first)
             if len(places) <= MOST_COLUMNS // 4:
                 for col, _ in places:
                     _block(o, spec, get, (n, c, y), rows, source, col, lanes)
                 continue
-            whole = out.shape[3] // lanes
+            whole = spec.out.shape[3] // lanes
             with T.serial(0, whole) as j:
                 _block(o, spec, get, (n, c, y), rows, source, j * lanes, lanes)
             for col, _ in places[whole:]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from stages.compiler.ir import Epilogue, View, round_up
+from stages.compiler.ir import Epilogue, View, costly, round_up
 from stages.compiler.kernels import epilogue, tir
 from stages.compiler.kernels.tir import T, tirx
 from stages.compiler.kernels.winograd_shape import Shape
@@ -66,7 +66,7 @@ def transform_output(o: Any, shape: Shape, made: tuple[View, tuple[View, ...], E
     rows, cols = m_rows + 2, m_cols + 2
     image, row, col = _position(shape, tile)
     view, extras, items = made
-    late = epilogue.costly(items)
+    late = costly(items)
 
     def vector(height: Any, width: int, channel: Any, q: Any, wide: int) -> None:
         """``wide`` filters; ``height`` x ``width`` of the tile's results exist."""
