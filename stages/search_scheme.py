@@ -20,6 +20,7 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
     from stages.search import TUNABLES, evaluate, make_sampler
     from stages.search.candidate import searched_types
     from stages.search.loop import Rules, search
+    from stages.search.one_for_all import knowing_one_for_all
     from stages.search.results import history_rows, infeasible, metrics, trial_rows
     from stages.search.scheme_space import focus, scheme_space
     from stages.search.trials import Journal, code_version
@@ -29,6 +30,8 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
     task, network, graph = evaluate.open_network(config)
     inputs = {name: sha256(name) for name in (evaluate.MODEL, DEVICE)}
     space = scheme_space(graph, c.schemes, c.rates, c.blocks, c.min_share, c.channel_blocks, searched_types(network, graph, c))
+    if c.strategy in ("uniform", "global-magnitude"):
+        space = knowing_one_for_all(space, network, c.schemes, c.rates, c.blocks)
     tunables = {f.name: getattr(c, f.name) for f in fields(c) if f.name in TUNABLES[c.strategy]}
     folder = state_dir("search_scheme", state_key(c, config.task, config.probe, inputs, code_version()))
     candidates = evaluate.open_candidates(config, task, network, graph, progress)
