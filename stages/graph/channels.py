@@ -1,126 +1,152 @@
-"""Which channels live and die together: the classes that filter pruning must treat as one. Imports graph values only, no torch.
+"""Which channels live and die together, and which may change places: the classes that pruning and reordering treat as one. Imports graph values only, no torch.
 
-Two layers share a class when removing output channel c of one removes channel c of the other: a convolution and the batch norm, activation, pooling and depthwise
-convolution behind it, both sides of a residual sum, a tensor and its squeeze-and-excitation gate. A class is fixed (None) when a channel can't be removed:
-the network's input and outputs, concatenations, grouped convolutions, reshapes that mix channels with pixels, and places where a removed channel would not be exactly zero.
+Removing a channel (filter pruning) removes it everywhere: from the convolution that makes it, from the batch norms and depthwise convolutions behind, from the other side of a residual sum, from a
+squeeze-and-excitation gate, and from wherever a concatenation, a channel shuffle or a flatten carries it (flow.py follows them one by one). A *class* is a set of channels that the same layers make
+and scale: all filters of a convolution, as a rule; some of them where only some are summed with another layer's, or where a grouped convolution reads them: each of its groups loses equally many.
 """
 
 from __future__ import annotations
 
-from stages.graph.layer import ACTIVATIONS, Graph, Layer
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
-_FIXED = "fixed"
-_KEEPS_ZERO = frozenset({"relu", "relu6", "hardswish", "leaky_relu", "silu", "gelu", "tanh", "mish", "elu"})  # f(0) = 0
-_POOLING = ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d")
+import numpy as np
 
+from stages.graph.flow import Flow, flow, group_slices
+from stages.graph.layer import Graph, Layer
 
-class _Classes:
-    """Union-find over layer names."""
-
-    def __init__(self) -> None:
-        self.parent: dict[str, str] = {_FIXED: _FIXED}
-
-    def find(self, name: str) -> str:
-        self.parent.setdefault(name, name)
-        while self.parent[name] != name:
-            self.parent[name] = self.parent[self.parent[name]]
-            name = self.parent[name]
-        return name
-
-    def join(self, *names: str) -> None:
-        roots = sorted({self.find(name) for name in names}, key=lambda r: r != _FIXED)  # the fixed class absorbs
-        for root in roots[1:]:
-            self.parent[root] = roots[0]
-
-
-def _follows(layer: Layer, graph: Graph) -> bool:
-    """Whether the output's channels are the (first) input's channels, one to one."""
-    if layer.op in ("batch_norm", *_POOLING) or layer.op in ACTIVATIONS:
-        return True
-    if layer.op in ("add", "sub", "mul", "div") and "value" in layer.attrs:
-        return True
-    source = graph[layer.inputs[0]].shape if layer.inputs else ()
-    if layer.op == "mean":
-        return len(source) == 4 and tuple(layer.attrs["dims"]) == (2, 3)
-    if layer.op in ("flatten", "reshape"):  # (N, C, 1, 1) <-> (N, C)
-        return len(source) >= 2 and len(layer.shape) >= 2 and source[:2] == layer.shape[:2] and all(d == 1 for d in (*source[2:], *layer.shape[2:]))
-    if layer.op == "conv2d":
-        return layer.is_depthwise and layer.attrs["out_channels"] == layer.attrs["in_channels"]
-    return False
-
-
-def _join(layer: Layer, graph: Graph, classes: _Classes) -> None:
-    same = [n for n in layer.inputs if len(graph[n].shape) == len(layer.shape) > 1 and graph[n].shape[1] == layer.shape[1]]
-    if _follows(layer, graph):
-        classes.join(layer.name, layer.inputs[0])
-    elif layer.op in ("add", "sub", "mul") and len(layer.inputs) == 2 and same:
-        classes.join(layer.name, *same)
-        classes.join(_FIXED, *(n for n in layer.inputs if n not in same))
-    elif layer.op == "linear":
-        if len(layer.shape) != 2:
-            classes.join(_FIXED, layer.name, *layer.inputs)
-    elif layer.op != "conv2d" or layer.attrs["groups"] != 1:
-        classes.join(_FIXED, layer.name, *layer.inputs)
-
-
-def _zero(layer: Layer, zero: dict[str, bool]) -> bool:
-    """Whether a removed channel carries exact zeros behind this layer."""
-    inputs = [zero[n] for n in layer.inputs]
-    if layer.op in ("conv2d", "linear"):
-        return True
-    if layer.op == "batch_norm":
-        return {"weight", "bias"} <= set(layer.params)  # masked with the class: 0 * x + 0
-    if layer.op in ACTIVATIONS:
-        clips = layer.op == "hardtanh" and layer.attrs.get("min", -1) <= 0 <= layer.attrs.get("max", 1)
-        return all(inputs) and (layer.op in _KEEPS_ZERO or clips)
-    if layer.op == "mul":
-        return any(inputs)
-    if "value" in layer.attrs:
-        return all(inputs) and (layer.op == "div" or layer.attrs["value"] == 0)
-    return bool(inputs) and all(inputs)
-
-
-def channel_classes(graph: Graph) -> dict[str, int | None]:
-    """For each layer, the class of its output's dimension 1, or None where every channel must stay. Classes are numbered in order of appearance."""
-    classes, zero = _Classes(), {layer.name: False for layer in graph}
-    for layer in graph:
-        zero[layer.name] = _zero(layer, zero)
-        _join(layer, graph, classes)
-        mixes = layer.op == "linear" or (layer.op == "conv2d" and not _follows(layer, graph))
-        if mixes and not zero[layer.inputs[0]]:
-            classes.join(_FIXED, layer.inputs[0])  # a removed channel would still add a constant here
-        if (layer.op in ("conv2d", "linear", "batch_norm") and not layer.module) or (layer.op == "batch_norm" and not zero[layer.name]):
-            classes.join(_FIXED, layer.name)
-    classes.join(_FIXED, *graph.outputs)
-    _join_shared(graph, classes)
-    numbers: dict[str, int] = {}
-    roots = {layer.name: classes.find(layer.name) for layer in graph}
-    return {name: None if root == classes.find(_FIXED) else numbers.setdefault(root, len(numbers)) for name, root in roots.items()}
-
-
-def _join_shared(graph: Graph, classes: _Classes) -> None:
-    """A module that is called twice prunes both results alike (and both inputs of a convolution, whose weights are shared too)."""
-    first: dict[str, Layer] = {}
-    for layer in graph:
-        if layer.params and layer.op != "constant":
-            other = first.setdefault(layer.params.get("weight", layer.name), layer)
-            if other is not layer:
-                classes.join(layer.name, other.name)
-                classes.join(layer.inputs[0], other.inputs[0])
-
-
+_Made = TypeVar("_Made")
 _KINDS = ("conv2d", "linear", "depthwise", "batch_norm")
+
+
+class _Partition:
+    """Channels in sets, which are cut finer and finer."""
+
+    def __init__(self, labels: np.ndarray):
+        self.labels, self.count = labels, int(labels.max(initial=0)) + 1
+
+    def refine(self, ids: np.ndarray) -> None:
+        """Tell apart the channels that ``ids`` has not, once, twice, ..."""
+        found, times = np.unique(ids, return_counts=True)
+        _, new = np.unique(np.stack([self.labels[found], times]), axis=1, return_inverse=True)
+        self.labels[found] = self.count + new.ravel()
+        self.count += int(new.max(initial=-1)) + 1
+
+
+def _pieces(graph: Graph, traced: Flow) -> Iterator[np.ndarray]:
+    """The channels of each group of each grouped convolution, those that it reads and those that it makes."""
+    for layer in graph:
+        if layer.name in traced.reads and layer.attrs.get("groups", 1) > 1:
+            for made, read in group_slices(layer):
+                yield traced.of[layer.name][made]
+                yield traced.reads[layer.name][read]
+
+
+def _kind(layer: Layer) -> str:
+    return "depthwise" if layer.is_depthwise else layer.op
+
+
+def _unique_rows(graph: Graph, traced: Flow) -> np.ndarray:
+    """Channels that stand twice in one layer's result that has weights of its own: no mask of one row a channel describes them."""
+    twice = np.zeros(len(traced.pinned), bool)
+    for layer in graph:
+        if _kind(layer) in _KINDS and layer.name in traced.of:
+            found, times = np.unique(traced.of[layer.name], return_counts=True)
+            twice[found[times > 1]] = True
+    return twice
+
+
+def channel_classes(graph: Graph) -> dict[str, np.ndarray]:
+    """For each layer, the class of each channel (dimension 1 of its result), or -1 where it must stay. Classes are numbered in order of appearance."""
+    return _once(graph, _classes)[0]
+
+
+def _classes(graph: Graph) -> tuple[dict[str, np.ndarray], Flow]:
+    traced = flow(graph)
+    parts = _Partition(np.zeros(len(traced.pinned), int))
+    for layer in graph:
+        if _kind(layer) in _KINDS and layer.name in traced.of:
+            parts.refine(traced.of[layer.name])
+    for ids in _pieces(graph, traced):
+        parts.refine(ids)
+    labels = np.where(traced.lasting | _unique_rows(graph, traced), -1, parts.labels)
+    return _numbered({name: labels[ids] for name, ids in traced.of.items()}), traced
+
+
+def _numbered(labels: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same labels, numbered from 0 in order of appearance; -1 stays."""
+    every = np.concatenate([[-1], *labels.values()])
+    found, first, inverse = np.unique(every, return_index=True, return_inverse=True)
+    rank = np.argsort(np.argsort(first)) - 1  # -1 came first
+    numbers = rank[inverse][1:]
+    ends = np.cumsum([len(ids) for ids in labels.values()])
+    return dict(zip(labels, np.split(numbers, ends[:-1]), strict=True)) if len(found) else {}
+
+
+def _rows(graph: Graph, classes: dict[str, np.ndarray], traced: Flow) -> dict[int, dict[str, tuple[str, np.ndarray]]]:
+    """For each class the rows of each module that makes or scales its channels: module path -> (kind, rows), the rows in the order of the first module."""
+    order = np.full(len(traced.pinned), -1)
+    found: dict[int, dict[str, tuple[str, np.ndarray]]] = {}
+    for layer in graph:
+        if _kind(layer) not in _KINDS or layer.name not in classes:
+            continue
+        ids = traced.of[layer.name]
+        new = ids[order[ids] < 0]
+        order[new] = np.arange(len(new)) + order.max(initial=-1) + 1
+        for number in np.unique(classes[layer.name]):
+            rows = np.flatnonzero(classes[layer.name] == number)
+            if number >= 0:
+                found.setdefault(int(number), {}).setdefault(layer.module, (_kind(layer), rows[np.argsort(order[ids[rows]])]))
+    return found
 
 
 def couplings(graph: Graph) -> tuple[dict[str, str], ...]:
     """The removable channel classes as Scheme.coupled wants them: module path -> kind (conv2d, linear, depthwise, batch_norm), in order of appearance.
 
-    Example, a residual block: ``({"conv1": "conv2d", "bn1": "batch_norm"}, {"stem": "conv2d", "conv2": "conv2d", "bn2": "batch_norm"})``.
+    Example, a residual block: ``({"conv1": "conv2d", "bn1": "batch_norm"}, {"stem": "conv2d", "conv2": "conv2d", "bn2": "batch_norm"})``. A module of which only some channels belong to the class
+    has their places behind its kind: ``{"conv0": "conv2d", "norm": "batch_norm 64:96"}`` where ``norm`` follows a concatenation; see ``places``.
     """
-    found: dict[int, dict[str, str]] = {}
-    numbers = channel_classes(graph)
-    for layer in graph:
-        number, kind = numbers[layer.name], "depthwise" if layer.is_depthwise else layer.op
-        if number is not None and kind in _KINDS:
-            found.setdefault(number, {})[layer.module] = kind
-    return tuple(members for members in found.values() if {"conv2d", "linear"} & set(members.values()))
+    return tuple(dict(members) for members in _once(graph, _couplings))
+
+
+def _couplings(graph: Graph) -> list[dict[str, str]]:
+    classes, traced = _once(graph, _classes)
+    sizes = {layer.module: len(traced.of[layer.name]) for layer in graph if layer.name in traced.of}
+    members = [found for found in _rows(graph, classes, traced).values() if {"conv2d", "linear"} & {kind for kind, _ in found.values()}]
+    return [{module: _text(kind, rows, sizes[module]) for module, (kind, rows) in found.items()} for found in members]
+
+
+def _once(graph: Graph, make: Callable[[Graph], _Made]) -> _Made:
+    """``make(graph)``, kept with the graph, which never changes: a search asks for the same again for each candidate."""
+    if make.__name__ not in vars(graph):
+        vars(graph)[make.__name__] = make(graph)
+    return vars(graph)[make.__name__]
+
+
+def _text(kind: str, rows: np.ndarray, size: int) -> str:
+    """The inverse of ``places``."""
+    if np.array_equal(rows, np.arange(size)):
+        return kind
+    return f"{kind} {','.join(f'{r.start}:{r.stop}:{r.step}' if r.step > 1 else f'{r.start}:{r.stop}' for r in runs(rows.tolist()))}"
+
+
+def runs(numbers: Iterable[int]) -> list[range]:
+    """``numbers`` as ascending arithmetic ranges, in order: [0, 2, 4, 9] -> [range(0, 5, 2), range(9, 10)]."""
+    found: list[range] = []
+    for n in numbers:
+        last = found[-1] if found else None
+        if last is not None and len(last) == 1 and n > last[0]:
+            found[-1] = range(last[0], n + 1, n - last[0])
+        elif last is not None and len(last) > 1 and n == last[-1] + last.step:
+            found[-1] = range(last.start, n + 1, last.step)
+        else:
+            found.append(range(n, n + 1))
+    return found
+
+
+def places(member: str) -> tuple[str, list[int] | None]:
+    """(kind, rows) of a member of a coupling: "batch_norm 64:96,100:104:2" -> ("batch_norm", [64, ..., 95, 100, 102]); None for all rows, in order."""
+    kind, _, text = member.partition(" ")
+    if not text:
+        return kind, None
+    return kind, [n for part in text.split(",") for n in range(*map(int, part.split(":")))]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.errors import UsageError
+from stages.graph.channels import places
 from stages.schemes.rules import kept_count, kept_units
 from stages.schemes.scheme import LayerScheme, Scheme
 
@@ -73,34 +74,46 @@ def pattern_mask(weight: Tensor, rate: float, block: int) -> Tensor:
 def filter_classes(scheme: Scheme) -> Iterator[tuple[Mapping[str, str], float]]:
     """Each channel class that shrinks, with its rate: all its producers are filter-pruned, the largest of their rates counts. UsageError for a filter-pruned layer of no class."""
     wanted = {path for path, layer in scheme.layers.items() if layer.pruning == "filter"}
-    homeless = sorted(wanted - {path for members in scheme.coupled for path, kind in members.items() if kind in PRODUCERS})
+    homeless = sorted(wanted - {path for members in scheme.coupled for path in producers(members)})
     if homeless:
         raise UsageError(
             f"Layer '{homeless[0]}' can't be pruned by filters: its output channels belong to no class that may shrink.",
             "Take another scheme for it, or make the scheme from the traced graph.",
         )
     for members in scheme.coupled:
-        producers = [path for path, kind in members.items() if kind in PRODUCERS]
-        if producers and wanted.issuperset(producers):
-            yield members, max(scheme[path].rate for path in producers)
+        made = producers(members)
+        if made and wanted.issuperset(made):
+            yield members, max(scheme[path].rate for path in made)
+
+
+def producers(members: Mapping[str, str]) -> list[str]:
+    """The modules of a class that make its channels."""
+    return [path for path, member in members.items() if member.split()[0] in PRODUCERS]
 
 
 def channel_mask(tensors: Mapping[str, Tensor], members: Mapping[str, str], rate: float) -> Tensor:
     """The channels (C,) that a class keeps: the largest sums of its producers' filter L2 norms."""
-    norms = [tensors[f"{path}.weight"].detach().double().flatten(1).norm(dim=1) for path, kind in members.items() if kind in PRODUCERS]
+    norms = [tensors[f"{path}.weight"][rows_of(members[path])].detach().double().flatten(1).norm(dim=1) for path in producers(members)]
     scores = torch.stack(norms).sum(0)
     return top_mask(scores[None], kept_count(len(scores), rate))[0]
 
 
-def class_names(tensors: Mapping[str, Tensor], members: Mapping[str, str]) -> list[str]:
-    """The tensors that lose rows with a class: weights and biases of its convolutions, depthwise layers and batch norms."""
-    return [name for path in members for name in (f"{path}.weight", f"{path}.bias") if name in tensors]
+def rows_of(member: str) -> slice | list[int]:
+    """The rows of a module's tensors that belong to a class, as an index: "batch_norm 64:96" -> [64, ..., 95]."""
+    rows = places(member)[1]
+    return slice(None) if rows is None else rows
 
 
-def class_masks(tensors: Mapping[str, Tensor], members: Mapping[str, str], rate: float) -> dict[str, Tensor]:
-    """Masks by which the channels that a class loses are exactly 0 behind every one of its layers. The consumers' weights are left alone."""
-    keep = channel_mask(tensors, members, rate)
-    return {name: keep.view(-1, *[1] * (tensors[name].ndim - 1)).expand_as(tensors[name]).contiguous() for name in class_names(tensors, members)}
+def class_rows(tensors: Mapping[str, Tensor], members: Mapping[str, str]) -> dict[str, slice | list[int]]:
+    """The tensors that lose rows with a class, weights and biases of its convolutions, depthwise layers and batch norms, and which rows are its channels, in order."""
+    return {name: rows_of(member) for path, member in members.items() for name in (f"{path}.weight", f"{path}.bias") if name in tensors}
+
+
+def mask_class(masks: dict[str, Tensor], tensors: Mapping[str, Tensor], members: Mapping[str, str], keep: Tensor) -> None:
+    """Add to ``masks`` that a class keeps the channels ``keep`` (C,), and loses the others behind every one of its layers. The consumers' weights are left alone."""
+    for name, rows in class_rows(tensors, members).items():
+        mask = masks.setdefault(name, torch.ones_like(tensors[name], dtype=torch.bool))
+        mask[rows] = keep.view(-1, *[1] * (mask.ndim - 1))
 
 
 def masks_of(tensors: Mapping[str, Tensor], scheme: Scheme) -> dict[str, Tensor]:
@@ -113,5 +126,5 @@ def masks_of(tensors: Mapping[str, Tensor], scheme: Scheme) -> dict[str, Tensor]
         elif layer.pruning in ("block-punched", "block-based"):
             masks[name] = position_mask(tensors[name], layer.rate, layer.block, layer.channels)
     for members, rate in filter_classes(scheme):
-        masks |= class_masks(tensors, members, rate)
+        mask_class(masks, tensors, members, channel_mask(tensors, members, rate))
     return masks

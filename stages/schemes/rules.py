@@ -62,8 +62,9 @@ def on_layer(pruning: str, rate: float, block: int, layer: Layer, channels: int 
 
 def _shrinkable(graph: Graph) -> set[str]:
     """Module paths of the layers whose output channels may be removed, at every call."""
-    numbers = channel_classes(graph)
-    fixed = {layer.module for layer in graph if numbers[layer.name] is None}
+    classes = channel_classes(graph)
+    fixed = {layer.module for layer in graph.prunable} - {layer.module for layer in graph if layer.name in classes}
+    fixed |= {layer.module for layer in graph if layer.name in classes and (classes[layer.name] < 0).any()}
     return {layer.module for layer in graph.prunable} - fixed
 
 

@@ -74,6 +74,7 @@ class Scheme:
 
     ``coupled`` lists the sets of modules whose output channels must be removed together under filter pruning (residual sums, squeeze-and-excitation gates, depthwise
     followers and batch norms): each entry maps the module paths of one channel class to their kind, e.g. ``{"conv1": "conv2d", "bn1": "batch_norm", "dw": "depthwise"}``.
+    A module of which only some channels belong to the class has their places behind its kind ("batch_norm 64:96", see stages.graph.channels.places).
     Two filter-pruned layers of one class are pruned to the same channels at the larger of their rates; a class in which some producing layer is not filter-pruned stays whole.
     """
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from stages.errors import UsageError
-from stages.schemes.masks import PATTERNS, class_names, filter_classes, masks_of, spread
+from stages.schemes.masks import PATTERNS, class_rows, filter_classes, masks_of, spread
 from stages.schemes.rules import PATTERN_RATE, kept_count, kept_units
 from stages.schemes.scheme import PATTERN_WEIGHTS, LayerScheme, Scheme
 
@@ -26,17 +26,18 @@ def check_zeros(network: nn.Module | Mapping[str, Tensor], scheme: Scheme, masks
         unsure = {path: layer for path, layer in scheme.layers.items() if not _surely_fits(tensors.get(f"{path}.weight"), layer)}
         scheme = Scheme(unsure, scheme.coupled)
         masks = masks_of(tensors, scheme)
-    classes = [(class_names(tensors, members), rate) for members, rate in filter_classes(scheme)]
+    classes = [(class_rows(tensors, members), rate) for members, rate in filter_classes(scheme)]
     blocks = {f"{path}.weight": layer for path, layer in scheme.layers.items() if layer.pruning not in ("none", "filter")}
-    wanted = {*blocks, *(name for names, _ in classes for name in names)}
+    wanted = {*blocks, *(name for rows, _ in classes for name in rows)}
     for name in sorted(wanted ^ set(masks)):
         _fail(name, "has no mask" if name in wanted else "has a mask, but its scheme is dense")
     for name, mask in masks.items():
         _check_outside(name, tensors, mask)
     for name, layer in blocks.items():
         _check_blocks(name, masks[name], layer)
-    for names, rate in classes:
-        _check_class(names, masks, rate)
+    for rows, rate in classes:
+        _check_class(rows, masks, rate)
+    _check_others(masks, [rows for rows, _ in classes])
 
 
 def _surely_fits(weight: Tensor | None, layer: LayerScheme) -> bool:
@@ -81,11 +82,23 @@ def _check_patterns(name: str, kernels: Tensor) -> None:
         _fail(name, f"keeps kernels that are not the centre and {PATTERN_WEIGHTS - 1} more in at most {PATTERNS} patterns (rates from {PATTERN_RATE:g})")
 
 
-def _check_class(names: list[str], masks: Mapping[str, Tensor], rate: float) -> None:
-    first = masks[names[0]].flatten(1 if masks[names[0]].ndim > 1 else 0)
-    keep = first.any(1) if first.ndim > 1 else first
-    for name in names:
-        if not torch.equal(masks[name], keep.view(-1, *[1] * (masks[name].ndim - 1)).expand_as(masks[name])):
-            _fail(name, f"keeps other channels than '{names[0]}', with which it is coupled")
+def _check_class(rows: Mapping[str, slice | list[int]], masks: Mapping[str, Tensor], rate: float) -> None:
+    first = next(iter(rows))
+    keep = masks[first][rows[first]].reshape(len(masks[first][rows[first]]), -1).any(1)
+    for name, own in rows.items():
+        mask = masks[name][own]
+        if not torch.equal(mask, keep.view(-1, *[1] * (mask.ndim - 1)).expand_as(mask)):
+            _fail(name, f"keeps other channels than '{first}', with which it is coupled")
     if int(keep.sum()) != kept_count(len(keep), rate):
-        _fail(names[0], f"keeps {int(keep.sum())} channels, not the {kept_count(len(keep), rate)} that rate {rate:g} means")
+        _fail(first, f"keeps {int(keep.sum())} channels, not the {kept_count(len(keep), rate)} that rate {rate:g} means")
+
+
+def _check_others(masks: Mapping[str, Tensor], classes: Sequence[Mapping[str, slice | list[int]]]) -> None:
+    """Channels of no class that shrinks lose nothing, even where others of the same layer do."""
+    for name in {name for rows in classes for name in rows}:
+        free = torch.ones(len(masks[name]), dtype=torch.bool)
+        for rows in classes:
+            if name in rows:
+                free[rows[name]] = False
+        if not bool(masks[name][free].all()):
+            _fail(name, "loses channels that stay")
