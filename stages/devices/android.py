@@ -126,7 +126,7 @@ class Android:
                 job.start(["./runner", *words, *mode, "--silence", str(protocol.timeout_seconds)], work)
                 code = _wait(job, protocol, thermal)
                 thermal.look(at_once=bool(mode))
-                events = _collect(job, work, code, manifests)
+                events = _collect(job, work, code, manifests, protocol)
                 outputs = tuple(runner.read_outputs(str(work / "out"), k, manifest) for k, manifest in enumerate(manifests))
                 if expected and code == runner.WRONG:
                     runner.raise_wrong(expected, outputs)
@@ -205,14 +205,14 @@ def _wait(job: Job, protocol: TimingProtocol, thermal: Thermal) -> int:
         thermal.look()
 
 
-def _collect(job: Job, work: Path, code: int, manifests: Sequence[dict[str, Any]]) -> runner.Events:
+def _collect(job: Job, work: Path, code: int, manifests: Sequence[dict[str, Any]], protocol: TimingProtocol) -> runner.Events:
     """The events, once the runner has ended with ``code``; its outputs lie in ``work`` then. RunnerCrashed unless it ended well, or refused wrong outputs."""
     with suppress(NpasError):  # a runner that died at once has written nothing
         job.held.pull(f"{job.folder}/events", work / "events")
     lines = (work / "events").read_text(encoding="utf-8", errors="replace").splitlines() if (work / "events").exists() else []
     events = runner.read_events(lines)
     if events.silent:
-        raise runner.timed_out(DEFAULT)
+        raise runner.timed_out(protocol)
     if code != runner.WRONG or events.error:
         runner.check_exit(code, events.error, job.held.shell(f"cat {job.folder}/stderr")[1])
     for k, manifest in enumerate(manifests):

@@ -39,6 +39,8 @@ def _ratios(pair: tuple[Sequence[float], Sequence[float]], generator: np.random.
 
 def compare(record: Mapping[str, Any], baseline: Mapping[str, Any], margin: float) -> dict[str, Any]:
     """The change of ``record`` (npas-bench/1) since the record of an equal device in ``baseline``, and whether it is a regression. UsageError when there is none, or it isn't valid."""
+    if baseline.get("schema") != "npas-bench/1":
+        raise UsageError("The baseline is no record of npas bench.", "Give the bench/latency.json of an earlier run.")
     device = record["device"]
     candidates = [r for r in (baseline, *baseline.get("others", ())) if all(r["device"].get(key) == device.get(key) for key in _SAME)]
     if not candidates:

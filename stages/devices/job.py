@@ -40,7 +40,9 @@ _KILL = """d=$(cd {folder} 2>/dev/null && pwd -P) && for p in $(cat $d/pid 2>/de
   [ "$(readlink /proc/$p/cwd)" = "$d" ] && kill -9 $p
 done; true"""
 _START = """cd {folder} || exit 1
-mkdir started 2>/dev/null && $(command -v nohup) $(command -v setsid) sh ./job.sh < /dev/null > /dev/null 2>&1 &
+apart=
+for tool in nohup setsid; do command -v $tool > /dev/null && apart="$apart $tool"; done
+mkdir started 2>/dev/null && $apart sh ./job.sh < /dev/null > /dev/null 2>&1 &
 i=0
 while [ ! -s pid ] && [ $i -lt {tenths} ]; do sleep 0.1; i=$((i+1)); done
 [ -s pid ]"""
@@ -103,6 +105,8 @@ class Held:
 class Job:
     """One folder on one phone. ``find`` and ``prepare`` make it, ``start`` what is in it, ``look`` tells how far it is, ``clear`` ends and removes it."""
 
+    LOOK_SECONDS = 10.0  # a phone that hasn't answered by then is taken for lost
+
     def __init__(self, held: Held, folder: str):
         self.held, self.folder = held, folder
 
@@ -148,7 +152,7 @@ class Job:
 
     def look(self) -> Look:
         """How far it is."""
-        rc, text = self.held.shell(_LOOK.format(folder=shlex.quote(self.folder)))
+        rc, text = self.held.shell(_LOOK.format(folder=shlex.quote(self.folder)), self.LOOK_SECONDS)
         words = text.split()
         if rc or len(words) != 3:
             raise RunnerCrashed(f"The job's folder on {self.held.connection.name} is gone: {' '.join(words) or 'it said nothing'}.", "Somebody removed it, or the phone was restarted: measure again.")

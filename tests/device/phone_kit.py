@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from c_models import MANIFEST, c_source
@@ -78,16 +79,17 @@ class FolderPhone:
         return Android(lambda: self, (said if said is not None else []).append, str(self.root / "tmp"))
 
 
-def linked(folder: Path, **sources: str) -> list[Linked]:
-    """One static executable for this machine out of the C sources of networks, by name; as compiler.cross.write_runner makes one for ARM."""
+def linked(folder: Path, cc: Sequence[str] = (), **sources: str) -> list[Linked]:
+    """One static executable out of the C sources of networks, by name, as compiler.cross.write_runner makes one; ``cc`` compiles for another machine than this one."""
+    cc = list(cc) or find_cc()
     folder.mkdir(parents=True, exist_ok=True)
     objects = []
     for name, source in sources.items():
         (folder / f"{name}.c").write_text(source)
-        subprocess.run([*find_cc(), "-O1", "-c", *(f"-D{symbol}={name}_{symbol}" for symbol in SYMBOLS), "-o", folder / f"{name}.o", folder / f"{name}.c"], check=True)
+        subprocess.run([*cc, "-O1", "-c", *(f"-D{symbol}={name}_{symbol}" for symbol in SYMBOLS), "-o", folder / f"{name}.o", folder / f"{name}.c"], check=True)
         objects.append(folder / f"{name}.o")
     (folder / "models.inc").write_text("".join(f"MODEL({name})\n" for name in sources))
-    command = [*find_cc(), "-O1", "-static", f"-I{folder}", '-DNPAS_STATIC="models.inc"', SOURCE, *objects, "-lm", "-o", folder / "runner"]
+    command = [*cc, "-O1", "-static", f"-I{folder}", '-DNPAS_STATIC="models.inc"', SOURCE, *objects, "-lm", "-o", folder / "runner"]
     subprocess.run(command, check=True)
     return [Linked(folder / "runner", name) for name in sources]
 

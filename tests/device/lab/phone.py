@@ -101,7 +101,11 @@ class Phone:
 
     def processes(self) -> list[str]:
         """Command lines of what runs on the phone, beside its init and adbd."""
-        found = [" ".join(p.cmdline()) for p in psutil.Process(self._process.pid).children(recursive=True) if p.name() not in ("adbd", "bwrap", "python3")]
+        found = []
+        for process in psutil.Process(self._process.pid).children(recursive=True):
+            with suppress(psutil.Error):  # it may just have ended
+                if process.name() not in ("adbd", "bwrap", "python3"):
+                    found.append(" ".join(process.cmdline()))
         return [line for line in found if line]
 
     def stop(self) -> None:

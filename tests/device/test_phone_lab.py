@@ -1,0 +1,187 @@
+"""Measurements on AOSP's own adbd, ARM code in qemu: the whole way, and every fault on it. No time measured here is a phone's."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from phone_kit import c_source, linked
+
+from stages.artifacts import cache_dir
+from stages.compiler import toolchain
+from stages.devices import Expected, TimingProtocol, android, open_device
+from stages.errors import DeviceFull, RunnerCrashed, UsageError, WrongOutput
+from stages.progress import Silent
+
+pytestmark = pytest.mark.adbd
+X = np.array([[1.0, -2.0, 0.5, 8.0]], dtype=np.float32)
+QUICK = TimingProtocol(runs=12, warmup=2, warmup_seconds=0.0, profile_runs=3)
+RIGHT = Expected(("pruned", "dense"), [(2 * X,), (3 * X,)], 1e-3)
+RUNS = 100
+
+
+class Heard(Silent):
+    def __init__(self):
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+@pytest.fixture(scope="module")
+def arm(tmp_path_factory):
+    """``arm(model=..., dense=...)``: those C sources in one ARM executable."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("NPAS_CACHE", raising=False)
+        patch.setenv("ZIG_GLOBAL_CACHE_DIR", str(cache_dir("zig")))
+        patch.setenv("ZIG_LOCAL_CACHE_DIR", str(tmp_path_factory.mktemp("zig")))
+        toolchain.prepare(toolchain.STATIC, print)
+        cc = [*toolchain.zig(toolchain.STATIC), "-fno-sanitize=undefined"]
+        yield lambda **sources: linked(tmp_path_factory.mktemp("arm"), cc, **sources)
+
+
+@pytest.fixture(scope="module")
+def networks(arm):
+    return arm(model=c_source(2.0, ms=2.0), dense=c_source(3.0, ms=6.0))
+
+
+@pytest.fixture()
+def device(phone):
+    opened = open_device(f"adb:{phone.address}")
+    yield opened
+    opened.close()
+
+
+def left(phone):
+    """What npas has left on the phone: folders, and programs that still run."""
+    device = open_device(f"adb:{phone.address}")
+    folders = device._held().shell("ls -d /data/local/tmp/npas-* 2>/dev/null")[1].split()
+    device.close()
+    return folders, [line for line in phone.processes() if "runner" in line]
+
+
+def test_the_whole_way(device, phone, networks):
+    measured = device.measure(networks, [X], QUICK, RIGHT)
+    assert [len(s) for s in measured.samples_ms] == [12, 12]
+    np.testing.assert_array_equal(measured.outputs[1][0], 3 * X)
+    assert len(measured.cpus) == 1 and [len(ms) for ms in measured.kernel_ms] == [2, 2]
+    assert device.probe()["emulated"] is True
+    assert left(phone) == ([], [])
+
+
+def test_wrong_outputs_are_never_timed(device, phone, networks):
+    with pytest.raises(WrongOutput, match="pruned"):
+        device.measure(networks, [X], QUICK, Expected(RIGHT.names, [(X,), (3 * X,)], 1e-3))
+    assert left(phone) == ([], [])
+
+
+@pytest.mark.parametrize("fault", ["cut", "silent"])
+def test_a_bad_cable_in_mid_run_costs_no_run(phone, relay, networks, fault, monkeypatch):
+    heard = Heard()
+    device = open_device(f"adb:127.0.0.1:{relay.port}", heard)
+    wait = android._wait
+
+    def spoil():
+        if fault == "silent":
+            relay.silent = True
+            time.sleep(4)
+        relay.cut()  # nothing comes back to life on a silent connection
+        relay.silent = False
+
+    def sabotaged(*arguments):
+        threading.Timer(1.0, spoil).start()
+        return wait(*arguments)
+
+    monkeypatch.setattr(android, "_wait", sabotaged)
+    monkeypatch.setattr("stages.devices.job.Job.LOOK_SECONDS", 2.0)
+    measured = device.measure(networks, [X], TimingProtocol(runs=RUNS, warmup=2, warmup_seconds=0.0), RIGHT)
+    device.close()
+    assert [len(s) for s in measured.samples_ms] == [RUNS, RUNS]
+    assert measured.conditions.link["losses"] >= 1 and measured.conditions.link["reconnects"] >= 1
+    assert any("Reconnecting" in line for line in heard.lines)
+    assert left(phone) == ([], [])
+
+
+def test_adbd_killed_in_mid_run(device, phone, networks):
+    killer = threading.Timer(3.0, phone.kill_adbd)
+    killer.start()
+    try:
+        measured = device.measure(networks, [X], TimingProtocol(runs=300, warmup=2, warmup_seconds=0.0), RIGHT)
+    finally:
+        killer.join()
+    assert len(measured.samples_ms[0]) == 300 and measured.conditions.link["losses"] >= 1
+
+
+def test_a_program_that_may_not_be_executed(device, phone, networks, monkeypatch):
+    push = type(device._held().connection).push
+    monkeypatch.setattr("stages.devices.adb.connection.Connection.push", lambda self, local, remote, progress=None, mode=0o644: push(self, local, remote, progress, 0o644))
+    with pytest.raises(RunnerCrashed, match="126"):
+        device.measure(networks, [X], QUICK)
+    assert left(phone) == ([], [])
+
+
+def test_a_truncated_executable(device, phone, networks, tmp_path):
+    cut = tmp_path / "runner"
+    cut.write_bytes(networks[0].program.read_bytes()[:9000])
+    with pytest.raises(RunnerCrashed, match="126|139|135"):
+        device.measure([type(n)(cut, n.name) for n in networks], [X], QUICK)
+    assert left(phone) == ([], [])
+
+
+def test_masks(device, phone, networks):
+    with pytest.raises(UsageError, match="may not use the cores 60"):
+        device.measure(networks, [X], TimingProtocol(runs=12, cpus=(60,)))
+    with pytest.raises(UsageError, match="Unknown cores 'huge'"):
+        device.measure(networks, [X], TimingProtocol(runs=12, cluster="huge"))
+    measured = device.measure(networks, [X], TimingProtocol(runs=12, warmup=1, warmup_seconds=0.0, cluster="0x1"))
+    assert measured.cpus == (0,)
+
+
+@pytest.mark.parametrize(("body", "words"), [("for (;;);", ["said nothing for 2 s"]), ("raise(SIGILL);", ["SIGILL", "132"]), ("*(volatile int *)8 = 1;", ["SIGSEGV", "139"])])
+def test_a_network_that_hangs_or_dies(device, phone, arm, body, words):
+    bad = arm(model=c_source(2.0, body=f"if (calls > 5) {{ {body} }}"))
+    with pytest.raises(RunnerCrashed) as caught:
+        device.measure(bad, [X], TimingProtocol(runs=50, warmup=1, warmup_seconds=0.0, timeout_seconds=2.0))
+    assert all(word in caught.value.message for word in words), caught.value.message
+    assert left(phone) == ([], [])
+
+
+def test_a_full_phone(start_phone, networks):
+    device = open_device(f"adb:{start_phone(data_bytes=64 * 1024).address}")
+    with pytest.raises(DeviceFull):
+        device.measure(networks, [X], QUICK)
+    device.close()
+
+
+def test_a_stale_job_is_ended_and_the_same_job_taken_over(phone, networks):
+    """An npas that was killed leaves its job; the next one ends it, or takes it over when it measures the same."""
+    slow = TimingProtocol(runs=150, warmup=1, warmup_seconds=0.0)
+
+    class Gone(BaseException):
+        pass
+
+    def abandoned(protocol):
+        device = open_device(f"adb:{phone.address}")
+        patch = pytest.MonkeyPatch()
+        patch.setattr("stages.devices.android._wait", lambda *_: (_ for _ in ()).throw(Gone()))
+        patch.setattr("stages.devices.job.Job.clear", lambda self: None)
+        with pytest.raises(Gone):
+            device.measure(networks, [X], protocol)
+        patch.undo()
+        device.close()
+
+    abandoned(slow)
+    folder, running = left(phone)
+    assert len(folder) == 1 and running
+    heard = Heard()
+    device = open_device(f"adb:{phone.address}", heard)
+    measured = device.measure(networks, [X], slow)
+    assert len(measured.samples_ms[0]) == 150 and any("taking over" in line for line in heard.lines)
+    assert left(phone) == ([], [])
+    abandoned(slow)
+    heard.lines.clear()
+    device.measure(networks, [X], QUICK)
+    assert not heard.lines and left(phone) == ([], [])
+    device.close()
