@@ -163,6 +163,11 @@ class SearchPruner:
     race_budget: float = tunable(0.0, "epochs that the race may spend on all entries together: rungs beyond it are left out (0: no limit)", low=0, duration=True)
     learning_rates: tuple[float, ...] = tunable((), "peak learning rates that race against each other; empty: lr alone", low=0, duration=True)
     workers: str = tunable("1", "entries of the race that run side by side in processes of their own (a number), or ray: on a Ray cluster", duration=True, count_or="ray")
+    feature_weight: float = tunable(0.0, "weight of aligning features with the dense network's, in entries with distillation (CAT's kernel alignment; 0: outputs only)", low=0)
+    label_smoothing: float = tunable(0.0, "label smoothing of the cross-entropy", low=0, high=1)
+    schedule: str = tunable("one-cycle", "learning rate by step: one-cycle (cosine up, then down), cosine (down only), constant", choices=("one-cycle", "cosine", "constant"))
+    ema: float = tunable(0.0, "the result is the average of the weights over about this share of the steps (0: the last weights)", low=0, high=1)
+    recalibrate: bool = tunable(True, "estimate the batch norms' statistics anew at the end")
 
 
 @dataclass(frozen=True)

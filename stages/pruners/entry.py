@@ -1,4 +1,4 @@
-"""One entry of the race: an algorithm with its settings, and its runs from the dense weights to the scheme. Imports config, errors, pruners/base, schemes and tasks of npas."""
+"""One entry of the race: an algorithm with its settings, and its runs from the dense weights to the scheme. Imports config, errors, graph, pruners/base, schemes and tasks of npas."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from stages.config import SearchPruner
 from stages.errors import Interrupted, NpasError
+from stages.graph import trace
 from stages.progress import Progress, Silent
 from stages.pruners.base import Pruner
 from stages.schemes import Scheme, check_zeros
-from stages.tasks import Task, fit, recalibrate_bn
+from stages.tasks import Task, feature_layers, fit, recalibrate_bn
 from stages.tasks.train import cpu_threads
+from stages.tasks.trainer import apply_masks_
 
 SILENT = Silent()
 Table = dict[str, Callable[[nn.Module, Scheme, SearchPruner], Pruner]]
@@ -70,6 +72,7 @@ class Runner:
     ):  # fmt: skip
         self.task, self.dense, self.scheme, self.settings, self.folder, self.table, self.progress = task, dense, scheme, settings, folder, table, progress
         self.teacher = dense if teacher is None else teacher
+        self.features = feature_layers(trace(self.teacher, task.example()), self.teacher) if settings.feature_weight else ()
 
     def checkpoint(self, entry: Entry, epochs: float) -> Path:
         """Where a run of ``epochs`` keeps its state."""
@@ -80,7 +83,12 @@ class Runner:
         s, module = replace(self.settings, lr=entry.lr), copy.deepcopy(self.dense)
         pruner = self.table[entry.algorithm](module, self.scheme, s)
         curve = fit(module, self.task, epochs=epochs, lr=s.lr, weight_decay=s.weight_decay, seed=s.seed, teacher=self.teacher if entry.distill else None, distill=s.distill_weight,
-                    temperature=s.temperature, masks=pruner.masks, hooks=pruner, checkpoint=self.checkpoint(entry, epochs), progress=self.progress, description=description)  # fmt: skip
+                    temperature=s.temperature, masks=pruner.masks, hooks=pruner, checkpoint=self.checkpoint(entry, epochs), progress=self.progress, description=description,
+                    label_smoothing=s.label_smoothing, schedule=s.schedule, ema=s.ema, align=s.feature_weight, features=self.features)  # fmt: skip
+        if s.recalibrate:
+            with cpu_threads(self.task.threads):
+                recalibrate_bn(module, self.task)
+            apply_masks_(module, pruner.masks)  # a pruned channel's statistics are 0
         masks = {name: mask.cpu() for name, mask in pruner.masks.items()}
         check_zeros(module, self.scheme, masks)
         return Pruned(module, masks, curve)
@@ -100,7 +108,8 @@ class Runner:
     def settled_accuracy(self, module: nn.Module) -> float:
         """Accuracy on val with batch norms estimated anew: after few steps their running means still lag behind the weights, which says nothing about the algorithm."""
         with cpu_threads(self.task.threads):
-            recalibrate_bn(module, self.task)
+            if not self.settings.recalibrate:
+                recalibrate_bn(module, self.task)
             return self.task.evaluate(module)
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from stages.config import Task as TaskConfig
 from stages.errors import UsageError
+from stages.tasks.alignment import feature_layers
+from stages.tasks.hooks import FitHooks
 from stages.tasks.models import load_network
+from stages.tasks.recalibrate import recalibrate_bn
 from stages.tasks.task import MEMBERS, Task
-from stages.tasks.train import FitHooks, fit, recalibrate_bn
+from stages.tasks.train import fit
 
-__all__ = ["FitHooks", "Task", "fit", "load_network", "make_task", "recalibrate_bn"]
+__all__ = ["FitHooks", "Task", "feature_layers", "fit", "load_network", "make_task", "recalibrate_bn"]
 
 
 def make_task(config: TaskConfig) -> Task:

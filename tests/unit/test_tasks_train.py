@@ -18,7 +18,8 @@ from stages.config import Task as TaskConfig
 from stages.errors import NpasError
 from stages.progress import Silent
 from stages.tasks import FitHooks, fit, make_task, recalibrate_bn
-from stages.tasks.train import one_cycle
+from stages.tasks.schedules import SCHEDULES, one_cycle
+from stages.tasks.trainer import apply_masks_
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +86,8 @@ def test_evaluate_is_the_share_of_right_answers(task):
     assert module.training  # as it was
 
 
-@pytest.mark.parametrize("moment", ["boundary", "mid-epoch"])
-def test_resumes_bit_exactly_after_a_kill(task, tmp_path, moment):
+@pytest.mark.parametrize(("moment", "more"), [("boundary", {}), ("mid-epoch", {}), ("mid-epoch", {"ema": 0.3, "align": 2.0, "features": ("stem", "blocks"), "schedule": "cosine"})])
+def test_resumes_bit_exactly_after_a_kill(task, tmp_path, moment, more):
     class Accumulating(FitHooks):
         """Has state of its own that its loss depends on."""
 
@@ -112,7 +113,7 @@ def test_resumes_bit_exactly_after_a_kill(task, tmp_path, moment):
         def load_state(self, state: dict[str, int]) -> None:
             self.steps = state["steps"]
 
-    arguments = {"epochs": 3, "lr": 0.01, "weight_decay": 0.02, "label_smoothing": 0.1, "teacher": task.model(), "distill": 0.3}
+    arguments = {"epochs": 3, "lr": 0.01, "weight_decay": 0.02, "label_smoothing": 0.1, "teacher": task.model(), "distill": 0.3, **more}
     undisturbed, killed, resumed = task.model(), task.model(), task.model()
     rows = fit(undisturbed, task, **arguments, hooks=Accumulating(undisturbed))
     path = tmp_path / "c.pt"
@@ -249,6 +250,44 @@ def test_the_schedule():
     assert rates[0] == pytest.approx(0.08) and max(rates) == rates[20] == 2.0
     assert rates[:21] == sorted(rates[:21]) and rates[20:] == sorted(rates[20:], reverse=True) and 0 < rates[-1] < 0.01
     assert rates[60] == pytest.approx(2.0 * (0.002 + 0.998 / 2))  # half way down the cosine
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_schedule_trains_and_is_another(task, schedule):
+    module, other = task.model(), task.model()
+    assert fit(module, task, epochs=4, lr=0.004, schedule=schedule)[-1]["loss"] < 2
+    fit(other, task, epochs=4, lr=0.004, schedule=next(name for name in SCHEDULES if name != schedule), evaluate=False)
+    assert not same(module, other)
+
+
+def test_the_cosine_falls_from_the_peak_and_the_constant_stays():
+    rates = [SCHEDULES["cosine"](step, 100, 2.0) for step in range(100)]
+    assert rates[0] == 2.0 and rates == sorted(rates, reverse=True) and rates[50] == pytest.approx(1.002) and 0 < rates[-1] < 0.01
+    assert {SCHEDULES["constant"](step, 100, 2.0) for step in range(100)} == {2.0}
+
+
+def test_the_average_of_weights_by_hand(task):
+    """A window longer than the training is the plain mean of the weights after each step; what the masks exclude at the end is 0 in it."""
+    module, masks, seen = task.model(), {"classifier.weight": torch.ones(10, 64, dtype=torch.bool)}, []
+
+    class Watching(FitHooks):
+        def after_step(self, step: int, total_steps: int) -> None:
+            masks["classifier.weight"][:, : 4 * step] = False
+            apply_masks_(module, masks)
+            seen.append({name: tensor.clone() for name, tensor in module.state_dict().items()})
+
+    rows = fit(module, task, epochs=2, lr=0.01, masks=masks, hooks=Watching(), ema=1.0)
+    assert len(seen) == 10 and rows[-1]["accuracy"] == task.evaluate(module)
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point():
+            mean = torch.stack([state[name] for state in seen]).mean(0)
+            assert torch.allclose(tensor, mean.masked_fill(~masks[name], 0) if name in masks else mean, atol=1e-5), name
+    assert (module.classifier.weight[:, :40] == 0).all() and (module.classifier.weight[:, 40:] != 0).all()
+
+
+def test_a_window_of_one_step_is_no_average(task):
+    plain, averaged = task.model(), task.model()
+    assert fit(plain, task, epochs=1, lr=0.01) == fit(averaged, task, epochs=1, lr=0.01, ema=1e-9) and same(plain, averaged)
 
 
 def test_divergence_is_an_error(task):

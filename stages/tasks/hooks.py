@@ -1,0 +1,27 @@
+"""What may take part in a training. Imports torch only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+
+class FitHooks:
+    """What a pruning algorithm adds to training; every method does nothing by default."""
+
+    def loss_term(self) -> Tensor | None:
+        """Added to the loss of every step (ADMM's penalty), on the device of the weights."""
+
+    def after_step(self, step: int, total_steps: int) -> None:
+        """After the optimiser's step number ``step`` (from 1) and before the masks are applied: a hook may change the tensors of ``masks``."""
+
+    def after_epoch(self, epoch: int) -> None:
+        """After epoch number ``epoch`` (from 1), before its evaluation."""
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and plain values for the checkpoint."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """The inverse of ``state``."""
