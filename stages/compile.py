@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from stages.tasks import Task
 
 NETWORKS = ("model", "dense", "original")
-READS = ("pretrain/model.pt", "replace_ops/model.pt", "search_scheme/scheme.json", "search_pruner/weights.pt")
+READS = ("pretrain/model.pt", "replace_ops/model.pt", "search_scheme/network.pt", "search_scheme/scheme.json", "search_pruner/weights.pt")
 
 
 def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -> dict[str, Any]:

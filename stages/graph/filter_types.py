@@ -17,7 +17,7 @@ from stages.errors import UsageError
 from stages.graph.layer import Graph, Layer
 
 FILTER_TYPES = ("keep", "1x1", "3x3", "3x3dw-1x1", "1x1-3x3dw-1x1", "skip")
-LANES = 8  # the bottleneck is a multiple of it: vector units like that
+WIDTH_STEP = 8  # the bottleneck is a multiple of it: vector units like that
 _UNIT = (1, 1)
 
 
@@ -31,11 +31,11 @@ class Part:
 
 
 def bottleneck(attrs: Mapping[str, Any]) -> int:
-    """Channels between the two 1x1 of 1x1-3x3dw-1x1: the smaller of both ends, rounded up to LANES.
+    """Channels between the two 1x1 of 1x1-3x3dw-1x1: the smaller of both ends, rounded up to WIDTH_STEP.
 
     The chain is a CP decomposition of the k x k kernel of that rank (Lebedev et al. 2015): never less expressive than 3x3dw-1x1 where the layer doesn't narrow, at about twice its cost.
     """
-    return -(-min(attrs["in_channels"], attrs["out_channels"]) // LANES) * LANES
+    return -(-min(attrs["in_channels"], attrs["out_channels"]) // WIDTH_STEP) * WIDTH_STEP
 
 
 def parts(attrs: Mapping[str, Any], filter_type: str) -> tuple[Part, ...]:

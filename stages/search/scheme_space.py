@@ -82,7 +82,8 @@ def scheme_space(
         return nodes + steps, flow
 
     first = uniform_candidates(slots, schemes, rates, blocks)
-    return SchemeSpace(Space(slots, labelled, first=first, weights=_weights(slots, [DENSE] * len(slots), math.inf)), layers, graph)
+    uniform = uniform_ladders(slots, schemes, rates, blocks)
+    return SchemeSpace(Space(slots, labelled, first=first, uniform=uniform, weights=_weights(slots, [DENSE] * len(slots), math.inf)), layers, graph)
 
 
 def cut(choice: LayerScheme) -> float:
@@ -98,6 +99,12 @@ def uniform_candidates(slots: Sequence[Sequence[LayerScheme]], schemes: Sequence
     wanted += [(first, rate, small) for rate in sorted(rates, reverse=True)] + [("none", 1.0, 0)]
     least = tuple(max((c for c in slot if c.filter_type != "skip"), key=cut, default=slot[0]) for slot in slots)
     return list(dict.fromkeys([least, *(tuple(nearest(slot, *w) for slot in slots) for w in wanted)]))
+
+
+def uniform_ladders(slots: Sequence[Sequence[LayerScheme]], schemes: Sequence[str], rates: Sequence[float], blocks: Sequence[int]) -> list[list[Choices]]:
+    """For the strategy "uniform", one ladder for each scheme and block: every layer of its own filter type (where that is allowed) at each rate, the lowest first."""
+    kinds = [(pruning, block) for pruning in schemes if pruning != "none" for block in (blocks[:1] if pruning == "filter" else blocks)]
+    return [[tuple(nearest(slot, pruning, rate, block) for slot in slots) for rate in sorted(rates)] for pruning, block in kinds]
 
 
 def nearest(slot: Sequence[LayerScheme], pruning: str, rate: float, block: int) -> LayerScheme:

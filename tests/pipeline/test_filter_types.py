@@ -25,6 +25,7 @@ SETS = (
 )  # fmt: skip
 
 
+@pytest.mark.full  # the only part of it that test_end_to_end.py may miss is that a layer is replaced for sure
 def test_a_replaced_layer_travels_from_the_search_to_the_bench(project: Path) -> None:
     from stages.devices import open_device
 

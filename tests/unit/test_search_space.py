@@ -13,7 +13,7 @@ from stages.schemes import DENSE, LayerScheme, Scheme, legal_schemes
 from stages.search import Trial
 from stages.search.loop import Outcome
 from stages.search.results import history_rows, infeasible, metrics, trial_rows
-from stages.search.scheme_space import edges, focus, nearest, scheme_space
+from stages.search.scheme_space import MOST_REPLACED, REPLACED, cut, edges, focus, nearest, scheme_space
 
 SCHEMES, RATES, BLOCKS = ("none", "filter", "block-punched", "pattern"), (2.0, 3.0, 10.0), (8, 16)
 
@@ -131,3 +131,49 @@ def test_infeasible_says_what_can_be_reached():
     error = infeasible(Outcome((), None, 0.8), 0.5)
     assert isinstance(error, InfeasibleBudget) and error.exit_code == 3 and error.best_ms == 0.8
     assert "0.500 ms" in error.message and "0.800 ms" in error.message and "--budget-ms 0.84" in error.hint
+
+
+TYPES = {"stem.0": ("keep", "1x1", "3x3dw-1x1"), "blocks.0.layers.1.0": ("keep", "skip"), "blocks.3.layers.0.0": ("1x1", "3x3dw-1x1")}
+
+
+@pytest.fixture(scope="module")
+def typed(graph):
+    return scheme_space(graph, SCHEMES, RATES, BLOCKS, types=TYPES)
+
+
+def test_filter_types_add_a_few_choices_to_the_slots_that_may_have_them(space, typed):
+    assert [layer.module for layer in typed.layers] == [layer.module for layer in space.layers]
+    for layer, before, slot in zip(space.layers, space.space.slots, typed.space.slots, strict=True):
+        kinds = TYPES.get(layer.module, ("keep",))
+        assert {c for c in slot if c.filter_type == "keep"} == (set(before) if "keep" in kinds else set())
+        replaced = [c for c in slot if c.filter_type != "keep"]
+        expected = {LayerScheme(k, *how) for k in kinds if k not in ("keep", "skip") for how in ((), ("block-punched", 2.0, 8), ("block-punched", 3.0, 8))}
+        assert set(replaced) == expected | ({LayerScheme("skip")} if "skip" in kinds else set()) and len(replaced) == len(set(replaced))
+        assert [cut(c) for c in slot] == sorted(cut(c) for c in slot)
+
+
+def test_uniform_candidates_keep_their_types_and_the_first_does_the_least_work(typed):
+    slots, (least, *others) = typed.space.slots, typed.space.first
+    assert [cut(c) for c in least] == [max(cut(c) for c in slot if c.filter_type != "skip") for slot in slots]
+    for candidate in (*others, *(rung for ladder in typed.space.uniform for rung in ladder)):
+        assert all(c.filter_type == "keep" for c, slot in zip(candidate, slots, strict=True) if any(x.filter_type == "keep" for x in slot))
+    assert all([cut(rung[0]) for rung in ladder] == sorted(cut(rung[0]) for rung in ladder) for ladder in typed.space.uniform)
+
+
+@pytest.mark.parametrize("focused", [False, True])
+def test_random_draws_replace_few_layers(typed, focused):
+    space = focus(typed.space, typed.space.first[2:]) if focused else typed.space
+    shares = [sum(w for w, c in zip(space.weights(i), slot, strict=True) if c.filter_type != "keep") for i, slot in enumerate(space.slots)]
+    expected = [{"stem.0": min(MOST_REPLACED, REPLACED / 3), "blocks.0.layers.1.0": min(MOST_REPLACED, REPLACED / 3), "blocks.3.layers.0.0": 1.0}.get(layer.module, 0.0) for layer in typed.layers]
+    assert shares == pytest.approx(expected)
+
+
+def test_labels_of_the_kernels_graph_tell_types_apart(typed):
+    slot = next(i for i, layer in enumerate(typed.layers) if layer.module == "stem.0")
+    dense = list(typed.space.first[-1])
+    nodes = {}
+    for choice in (DENSE, LayerScheme("1x1"), LayerScheme("1x1", "block-punched", 2.0, 8)):
+        labels, edges_of = typed.space.graph((*dense[:slot], choice, *dense[slot + 1 :]))
+        nodes[choice.label] = labels[slot]
+        assert edges_of == edges(typed.graph, typed.layers)
+    assert nodes["1x1"].endswith("|1x1") and nodes["1x1|block-punched/8 2x"].endswith("|1x1|block-punched/8 2x") and len(set(nodes.values())) == 3

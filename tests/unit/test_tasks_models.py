@@ -186,6 +186,19 @@ def test_load_network_gives_back_what_was_saved(tmp_path, task):
     assert not found.training and torch.equal(found(task.example()), module(task.example()))
 
 
+def test_load_network_replays_filter_types(tmp_path, task):
+    from stages.graph.retype import retype_modules_
+
+    module, types = build_model("npas_tiny", 10, 5).eval(), {"stem.0": "1x1-3x3dw-1x1", "blocks.3.layers.0.0": "1x1", "blocks.0.layers.1.0": "skip"}
+    retype_modules_(module, types)
+    content = {"state_dict": module.state_dict(), "model": "npas_tiny", "replacements": [], "filter_types": types}
+    save_checkpoint(tmp_path / "m.pt", content)
+    assert torch.equal(load_network(tmp_path / "m.pt", task)(task.example()), module(task.example()))
+    save_checkpoint(tmp_path / "m.pt", content | {"filter_types": {}})
+    with pytest.raises(ArtifactError, match="does not belong to this network"):
+        load_network(tmp_path / "m.pt", task)
+
+
 def test_load_network_of_another_model(tmp_path, task):
     save_checkpoint(tmp_path / "m.pt", {"state_dict": build_model("npas_tiny", 12, 0).state_dict(), "model": "npas_tiny"})
     with pytest.raises(ArtifactError, match="does not belong to this network") as caught:
