@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,7 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
             return {split: task.evaluate(network, split) for split in ("val", "test")}
 
     folder = state_dir("replace_ops", state_key(config.task, c, config.probe.device, sha256("pretrain/model.pt")))
-    slow, fast = latencies([original, module], example, config.probe.device, folder, progress, config.compile.threads)
+    slow, fast = latencies([original, module], example, config.probe.device, progress, config.compile.threads, config.probe.hosts)
     reached = {"before": accuracy(original)}
     reached["untuned"] = accuracy(module) if replacements else reached["before"]
     settings: dict[str, Any] = {"lr": c.lr, "weight_decay": c.weight_decay, "seed": config.task.seed, "teacher": original, "distill": c.distill}
@@ -59,21 +60,19 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
     return metrics
 
 
-def latencies(modules: Sequence[nn.Module], example: Tensor, device: str, folder: Path, progress: Progress, threads: int = 1) -> list[float]:
-    """Median ms of each network, compiled into ``folder`` and timed in interleaved rounds on ``device``; ``progress`` hears what speaks against the times."""
+def latencies(modules: Sequence[nn.Module], example: Tensor, device: str, progress: Progress, threads: int = 1, hosts: Sequence[str] = ()) -> list[float]:
+    """Median ms of each network, compiled for ``device`` and timed there in interleaved rounds; ``progress`` hears what speaks against the times."""
     import numpy as np
 
     from stages.compiler.api import compile_model
+    from stages.compiler.deploy import save_together
     from stages.devices import TimingProtocol, open_device, stats
 
-    files = [folder / f"{number}.so" for number in range(len(modules))]
-    try:
-        for module, file in zip(modules, files, strict=True):
-            compile_model(module, example, threads=threads).save(file)
-        measured = open_device(device).measure(files, [np.ascontiguousarray(example.numpy())], TimingProtocol(runs=50, threads=threads))
-    finally:
-        for file in files:
-            file.unlink(missing_ok=True)
+    opened = open_device(device, progress, hosts)
+    with tempfile.TemporaryDirectory(prefix="npas-") as folder:
+        networks = {f"network{number}": compile_model(module, example, target=opened.target, threads=threads) for number, module in enumerate(modules)}
+        measured = opened.measure(save_together(networks, Path(folder), progress.say), [np.ascontiguousarray(example.numpy())], TimingProtocol(runs=50, threads=threads))
+    opened.close()
     for reason in measured.reasons:
         progress.say(f"latency: {reason}")
     return [stats(samples)["median"] for samples in measured.samples_ms]

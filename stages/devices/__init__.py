@@ -14,6 +14,7 @@ from stages.devices.android import Android
 from stages.devices.correct import Expected
 from stages.devices.host import HostDevice
 from stages.devices.models import Linked, Model
+from stages.devices.several import Several
 from stages.devices.timing import Measurement, TimingProtocol, speedup, stats
 from stages.errors import DeviceNotFound
 from stages.progress import Progress
@@ -52,14 +53,17 @@ DEVICES: dict[str, Callable[[], Device]] = {"host": HostDevice}
 
 
 def open_device(spec: str, progress: Progress | None = None, hosts: Sequence[str] = ()) -> Device:
-    """The device that ``spec`` names: "host", "adb" (the only phone), "adb:SERIAL", "adb:HOST:PORT". A phone is connected to when it is first asked for something.
+    """The device that ``spec`` names: "host", "adb" (the only phone), "adb:SERIAL", "adb:HOST:PORT", or several phones of one model, "adb:A,adb:B", that take turns.
+    A phone is connected to when it is first asked for something.
 
     ``progress`` hears what a person should know meanwhile; ``hosts`` are phones on the network (HOST:PORT) among which "adb" looks too. DeviceNotFound (exit 4) with the known ones for any other.
     """
     if spec in DEVICES:
         return DEVICES[spec]()
-    if spec == "adb" or spec.startswith("adb:"):
-        return Android(partial(open_connection, spec, progress, hosts), progress.say if progress else lambda line: None)
+    say = progress.say if progress else lambda line: None
+    phones = {name: Android(partial(open_connection, name, progress, hosts), say) for part in spec.split(",") if (name := part.strip()).startswith("adb:") or name == "adb"}
+    if len(phones) == len(spec.split(",")):
+        return next(iter(phones.values())) if len(phones) == 1 else Several(phones, say)
     raise DeviceNotFound(f"There is no device '{spec}'.", f"Known devices: {', '.join(DEVICES)}, adb, adb:SERIAL, adb:HOST:PORT. 'npas devices' lists them.")
 
 
