@@ -135,11 +135,20 @@ def test_a_model_that_hangs_is_killed(folder):
     assert not any("hangs.so" in word for words in running for word in words)
 
 
+def measures(process):
+    """Whether it is the runner at work, and not one that only described its models and may just have ended."""
+    try:
+        words = " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+    return "orphan.so" in words and "--describe" not in words
+
+
 def test_the_runner_dies_with_its_parent(folder):
     hangs = build(folder, "orphan", c_source(body="for (;;) sleep(1);"))
     code = f"import numpy; from stages.devices import HostDevice; HostDevice().outputs(['{hangs}'], [numpy.zeros((1, 4), 'float32')])"
     parent = psutil.Popen([sys.executable, "-c", code])
-    child = next(c for _ in range(600) for c in [*parent.children(), time.sleep(0.05)] if c and "orphan.so" in " ".join(c.cmdline()) and "--describe" not in c.cmdline())
+    child = next(c for _ in range(600) for c in [*parent.children(), time.sleep(0.05)] if c and measures(c))
     parent.kill()
     parent.wait()
     assert psutil.wait_procs([child], timeout=10)[1] == []
