@@ -27,7 +27,8 @@ def tunable(default: Any, help: str, *, choices: tuple[str, ...] = (), low: floa
     """A dataclass field with what the loader and --help need.
 
     ``low`` and ``high`` are inclusive bounds, for every element when the field is a list. ``duration`` marks a "how long" field (trials, epochs):
-    it is left out of the key of the resumable state, so that raising it continues a run instead of starting anew. ``flag`` is a shorter flag beside the one made of the name.
+    it is left out of the key of the resumable state, so that raising it continues a run instead of starting anew; so are fields that change no result (workers).
+    ``flag`` is a shorter flag beside the one made of the name.
     ``count_or``: the text is a whole number from 1 on, or this word.
     """
     return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high, "duration": duration, "flag": flag, "count_or": count_or})
@@ -141,6 +142,10 @@ class SearchScheme:
     )
     calibration: int = tunable(256, "training images from which new filter types learn the feature maps that they replace, a quarter of them to judge the result", low=4)
     sweeps: int = tunable(4, "rounds of alternating least squares for the new separable filter types", low=0)
+    early_stop: bool = tunable(True, "end a candidate's training when its learning curve says that it stays below the best")
+    early_stop_confidence: float = tunable(0.95, "how sure that must be (Baker et al. 2018: 0.95 to 0.99)", low=0.5, high=1)
+    workers: str = tunable("1", "processes that train candidates: a number, or ray (the cluster at $RAY_ADDRESS); batch is how many of them are kept busy", count_or="ray", duration=True)
+    ablate: bool = tunable(True, "at the end, measure what each layer of the winner costs and saves", duration=True)
 
 
 @dataclass(frozen=True)

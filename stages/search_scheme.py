@@ -17,11 +17,14 @@ DEVICE = "probe/device.json"
 
 def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -> dict[str, Any]:
     """Search, save what was found, return the metrics. Continues after kill -9 and when ``trials`` is raised; InfeasibleBudget when no candidate meets the budget."""
+    from stages.schemes import DENSE
     from stages.search import TUNABLES, evaluate, make_sampler
+    from stages.search.ablation import ablate
     from stages.search.candidate import searched_types
-    from stages.search.loop import Rules, search
+    from stages.search.evaluator import Rules
+    from stages.search.loop import search
     from stages.search.one_for_all import knowing_one_for_all
-    from stages.search.results import history_rows, infeasible, metrics, trial_rows
+    from stages.search.results import history_rows, infeasible, metrics, preferences, trial_rows
     from stages.search.scheme_space import focus, scheme_space
     from stages.search.trials import Journal, code_version
 
@@ -37,19 +40,24 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
     candidates = evaluate.open_candidates(config, task, network, graph, progress)
     with (
         Journal(folder / "journal.jsonl", space.space) as journal,
-        evaluate.open_evaluator(config, task, network, space, journal) as (evaluator, dense_ms, budget_ms),
+        evaluate.open_evaluator(config, task, candidates, space, journal, progress) as (evaluator, dense_ms, budget_ms),
     ):
         progress.say(f"dense {dense_ms:.3g} ms, budget {budget_ms:.3g} ms, {len(space.layers)} of {len(graph.prunable)} prunable layers are searched")
-        rules = Rules(budget_ms, c.trials, c.batch, c.margin)
+        rules = Rules(budget_ms, c.trials, c.batch, c.margin, c.early_stop_confidence if c.early_stop else None)
         outcome = search(
             space.space, lambda s: make_sampler(c.strategy, focus(s, s.first), c.trials, budget_ms, c.seed, **tunables), evaluator, journal, rules, progress
         )
+        names = [layer.module for layer in space.layers]
+        ablation = ablate(outcome.best.choices, names, DENSE, evaluator, journal, progress) if c.ablate and outcome.best else []
 
     record = {"config": plain(c)} | ({"overrides": plain(overrides)} if overrides else {})
     found = metrics(outcome, dense_ms, budget_ms) | {"metric": task.metric_name, "minutes": (time.monotonic() - began) / 60}
     write_json(
         "search_scheme/trials.json",
-        {"metric": task.metric_name, "budget_ms": budget_ms, "dense_ms": dense_ms, "trials": trial_rows(outcome.trials, space), "reconstruction": candidates.reconstructed.rows(), **record},
+        {
+            "metric": task.metric_name, "budget_ms": budget_ms, "dense_ms": dense_ms, "trials": trial_rows(outcome.trials, space),
+            "reconstruction": candidates.reconstructed.rows(), "preferences": preferences(outcome.sampler, space), "ablation": ablation, **record,
+        },  # fmt: skip
     )
     write_csv("search_scheme/history.csv", history_rows(outcome.trials, budget_ms))
     write_json("search_scheme/metrics.json", found | ({"overrides": plain(overrides)} if overrides else {}))

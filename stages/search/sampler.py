@@ -48,7 +48,7 @@ class Sampler(ABC):
             self.pending.pop(trial.choices, None)
 
     def best(self) -> Trial | None:
-        """The most accurate trial within the budget (the faster one of equals), or None."""
+        """The most accurate trial within the budget (the faster one of equals; one that was stopped early only where there is no other), or None."""
         feasible = [trial for trial in self.told.values() if trial.meets(self.budget_ms)]
         return min(feasible, key=rank, default=None)
 
@@ -92,10 +92,10 @@ class Sampler(ABC):
         return fresh
 
 
-def rank(trial: Trial) -> tuple[float, float]:
-    """Sorts complete trials from the best: accuracy first, then latency."""
+def rank(trial: Trial) -> tuple[bool, float, float]:
+    """Sorts complete trials from the best: accuracy first, then latency; those whose training was stopped early last."""
     assert trial.accuracy is not None
-    return -trial.accuracy, trial.latency_ms or 0.0
+    return trial.stopped, -trial.accuracy, trial.latency_ms or 0.0
 
 
 def draw_distinct(n: int, space: Space, known: set[Choices], rng: np.random.Generator, draws: Sequence[Callable[[], Choices]]) -> list[Choices]:

@@ -22,7 +22,8 @@ class Trial:
     * infeasible: measured slower than the budget; ``accuracy`` is None when it was not trained for that reason.
     * failed: neither is known; ``error`` says why.
 
-    ``dense_ms`` and ``ci95`` are kept for the record: the reference timed in the same rounds, and the interval of ``latency_ms``.
+    ``dense_ms`` and ``ci95`` are kept for the record: the reference timed in the same rounds, and the interval of ``latency_ms``. ``curve`` is the training's
+    (epochs done, mean loss since the point before); ``stopped`` says that it was ended early, so that ``accuracy`` is lower than it might be.
     """
 
     choices: Choices
@@ -32,6 +33,8 @@ class Trial:
     error: str | None = None
     dense_ms: float | None = None
     ci95: tuple[float, float] | None = None
+    curve: tuple[tuple[float, float], ...] = ()
+    stopped: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "choices", tuple(self.choices))

@@ -30,8 +30,8 @@ class Timing:
 class Journal:
     """Everything a search has paid for, one record a line, each synced to disk before the search goes on.
 
-    A record is ``{"kind": ..., ...}``: ``note`` (a named value, such as the budget), ``ask`` (which candidates were proposed), ``timing`` (a latency), ``trial`` (a result),
-    ``confirmed`` (a latency measured again at the end). Candidates are stored as positions in their slots. A last line that a kill cut short is dropped; damage elsewhere
+    A record is ``{"kind": ..., ...}``: ``note`` (a named value, such as the budget), ``ask`` (which candidates were proposed), ``timing`` (a latency), ``trial`` (a result, in order of completion),
+    ``confirmed`` (a latency measured again at the end), ``ablation`` (the winner without one layer's pruning). Candidates are stored as positions in their slots. A last line that a kill cut short is dropped; damage elsewhere
     is an ArtifactError. The file is locked while it is open: a second search on the same state is a UsageError. Appending is safe from several threads.
     """
 
@@ -84,8 +84,9 @@ class Journal:
 
     def trial(self, record: dict[str, Any]) -> Trial:
         """The Trial of a record of kind ``trial``."""
-        values = {name: record[name] for name in ("accuracy", "latency_ms", "state", "error", "dense_ms")}
-        return Trial(self.space.decode(record["at"]), ci95=_pair(record["ci95"]), **values)
+        values = {name: record[name] for name in ("accuracy", "latency_ms", "state", "error", "dense_ms", "stopped")}
+        curve = tuple((epochs, loss) for epochs, loss in record["curve"])
+        return Trial(self.space.decode(record["at"]), ci95=_pair(record["ci95"]), curve=curve, **values)
 
     def close(self) -> None:
         """Close the file and let go of the lock, after a write that is on its way."""
@@ -123,7 +124,7 @@ def to_row(trial: Trial) -> dict[str, Any]:
     """What is known of a trial but its choices, as plain data."""
     return {
         "state": trial.state, "accuracy": trial.accuracy, "latency_ms": trial.latency_ms, "dense_ms": trial.dense_ms,
-        "ci95": None if trial.ci95 is None else list(trial.ci95), "error": trial.error,
+        "ci95": None if trial.ci95 is None else list(trial.ci95), "error": trial.error, "stopped": trial.stopped, "curve": [list(point) for point in trial.curve],
     }  # fmt: skip
 
 

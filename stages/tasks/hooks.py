@@ -16,6 +16,10 @@ class FitHooks:
     def after_step(self, step: int, total_steps: int) -> None:
         """After the optimiser's step number ``step`` (from 1) and before the masks are applied: a hook may change the tensors of ``masks``."""
 
+    def enough(self, step: int, total_steps: int, loss: float) -> bool:
+        """After step number ``step`` with its ``loss``: should the training end here, before its time? The module stays as it is then."""
+        return False
+
     def after_epoch(self, epoch: int) -> None:
         """After epoch number ``epoch`` (from 1), before its evaluation."""
 

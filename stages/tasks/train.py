@@ -48,7 +48,7 @@ def fit(module: nn.Module, task: Task, *, epochs: float, lr: float, weight_decay
     ):
         if checkpoint is not None and checkpoint.exists():
             trainer.load(checkpoint, progress)
-        while trainer.step < total:
+        while trainer.step < total and not trainer.ended:
             row = trainer.epoch(min(steps, total - trainer.step), evaluate)
             if checkpoint is not None:
                 trainer.save(checkpoint)

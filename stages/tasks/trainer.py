@@ -49,7 +49,7 @@ class Trainer:
 
     def __init__(self, module: nn.Module, task: Task, recipe: Recipe, teacher: nn.Module | None, masks: Mapping[str, Tensor], hooks: FitHooks):
         self.module, self.task, self.recipe, self.teacher, self.masks, self.hooks = module, task, recipe, teacher, masks, hooks
-        self.step = 0
+        self.step, self.ended = 0, False
         self.rows: list[dict[str, Any]] = []
 
     @contextmanager
@@ -72,14 +72,18 @@ class Trainer:
 
     def epoch(self, steps: int, evaluate: bool) -> dict[str, Any]:
         """Train ``steps`` steps, evaluate, and append the row."""
-        number, loss = len(self.rows) + 1, 0.0
+        number, loss, first = len(self.rows) + 1, 0.0, self.step
         self.module.train()
         for batch in islice(self.task.batches("train", epoch=number - 1, limit=self.recipe.limit, seed=self.recipe.seed), steps):
-            loss += self.train_step(batch)
+            value = self.train_step(batch)
+            loss += value
+            self.ended = self.hooks.enough(self.step, self.recipe.total_steps, value)
+            if self.ended:
+                break
         if not math.isfinite(loss):
             raise NpasError(f"Training diverged: the loss of epoch {number} is not finite.", "Lower the learning rate (lr), or check the data.")
         self.hooks.after_epoch(number)
-        row: dict[str, Any] = {"epoch": number, "loss": loss / steps}
+        row: dict[str, Any] = {"epoch": number, "loss": loss / (self.step - first)}
         if evaluate:
             with self.averaged():
                 row["accuracy"] = self.task.evaluate(self.module)

@@ -9,7 +9,9 @@ import pytest
 
 from stages.errors import ArtifactError, DeviceLost, Interrupted, NpasError, RunnerCrashed, UsageError
 from stages.search import Space, Trial, make_sampler
-from stages.search.loop import Evaluator, Rules, milliseconds, search
+from stages.search.evaluator import Evaluator, Inline, Rules, Trained
+from stages.search.lines import milliseconds
+from stages.search.loop import search
 from stages.search.trials import Journal, Timing, pareto
 
 SLOTS = [(1.0, 2.0, 3.0, 5.0)] * 4
@@ -52,7 +54,13 @@ class Table(Evaluator):
     def __init__(self, on=None, latency=ms, confirm=ms):
         self.__dict__["calls"] = {"accuracy": [], "latency": [], "confirm": []}
         self.__dict__["on"] = on or {}
-        super().__init__(self.act("accuracy", top1), self.act("latency", lambda c: Timing(latency(c))), self.act("confirm", lambda c: t if isinstance(t := confirm(c), Timing) else Timing(t)))
+        train = self.act("accuracy", top1)
+        super().__init__(
+            Inline(lambda c, rule: Trained(train(c))),
+            self.act("latency", lambda c: Timing(latency(c))),
+            self.act("confirm", lambda c: t if isinstance(t := confirm(c), Timing) else Timing(t)),
+            top1,
+        )
 
     def act(self, name, value):
         def call(choices):
@@ -63,6 +71,10 @@ class Table(Evaluator):
             return value(choices)
 
         return call
+
+
+def simple(accuracy, latency) -> Evaluator:
+    return Evaluator(Inline(lambda c, rule: Trained(accuracy(c))), latency, latency, accuracy)
 
 
 def run(tmp_path, table=None, rules=RULES, space=SPACE, progress=None, name="npas"):
@@ -128,7 +140,7 @@ def test_latency_of_the_next_candidate_is_measured_while_one_trains(tmp_path):
         assert measured.wait(20)
         return 0.5
 
-    evaluator = Evaluator(accuracy, latency, latency)
+    evaluator = simple(accuracy, latency)
     assert len(run(tmp_path, evaluator, Rules(1.0, 4, 4), Space(SLOTS)).trials) == 4
 
 
@@ -173,8 +185,8 @@ def test_failures_are_rows_and_never_the_result(tmp_path):
 
 
 def test_an_accuracy_that_is_not_a_number_is_a_failed_trial(tmp_path):
-    evaluator = Evaluator(lambda c: float("nan") if c == (3.0,) * 4 else 0.5, lambda c: Timing(ms(c)), lambda c: Timing(ms(c)))
-    assert [t.error for t in run(tmp_path, evaluator).trials if t.state == "failed"] == ["ValueError: top1 is nan"]
+    evaluator = simple(lambda c: float("nan") if c == (3.0,) * 4 else 0.5, lambda c: Timing(ms(c)))
+    assert [t.error for t in run(tmp_path, evaluator).trials if t.state == "failed"] == ["top1 is nan"]
 
 
 def test_stops_when_everything_fails_and_continues_afterwards(tmp_path):
@@ -219,7 +231,7 @@ def test_a_crash_in_the_confirmation_falls_to_the_next_best_too(tmp_path):
 
 def test_exhausted_space_ends_early(tmp_path):
     small = Space([(1.0, 5.0)] * 2)
-    outcome = run(tmp_path, Evaluator(lambda c: 0.5, lambda c: Timing(0.5), lambda c: Timing(0.5)), RULES, small)
+    outcome = run(tmp_path, simple(lambda c: 0.5, lambda c: Timing(0.5)), RULES, small)
     assert len(outcome.trials) == 4
 
 

@@ -1,0 +1,39 @@
+"""The network that is searched and what builds its candidates, as every process of the search opens them. Imports artifacts, config, graph and tasks of npas."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from stages.artifacts import sha256, state_dir, state_key
+from stages.config import Config
+from stages.graph import Graph
+from stages.graph.tracing import trace
+from stages.progress import Progress, Silent
+from stages.search.candidate import Candidates, searched_types
+from stages.search.reconstruct import load_or_reconstruct
+from stages.search.trials import code_version
+from stages.tasks import Task, load_network, make_task
+from stages.tasks.train import cpu_threads
+
+MODEL = "replace_ops/model.pt"
+RECONSTRUCTION = ("search/approximate.py", "search/reconstruct.py", "graph", "tasks")  # the code that decides what new filter types begin with
+SILENT = Silent()
+
+
+def open_network(config: Config) -> tuple[Task, nn.Module, Graph]:
+    """The task, the network of replace-ops, and its graph."""
+    task = make_task(config.task)
+    network = load_network(MODEL, task)
+    return task, network, trace(network, task.example())
+
+
+def open_candidates(config: Config, task: Task, network: nn.Module, graph: Graph, progress: Progress = SILENT) -> Candidates:
+    """What builds the candidates, with initial weights for every filter type; these are found at the first call and kept in the state folder, for the other processes too."""
+    c, types = config.search_scheme, searched_types(network, graph, config.search_scheme)
+    if not types:
+        return Candidates(network, graph)
+    count = min(c.calibration, task.size("train"))
+    images = (task.inputs(batch) for batch in task.batches("train", limit=count))
+    folder = state_dir("reconstruct", state_key(sha256(MODEL), config.task, types, c.calibration, c.sweeps, code_version(RECONSTRUCTION)))
+    with cpu_threads(c.train_threads):
+        return Candidates(network, graph, load_or_reconstruct(folder / "filter_types.pt", network, types, images, count, c.sweeps, progress))
