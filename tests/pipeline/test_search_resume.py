@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,23 +54,47 @@ class Screen(Silent):
 TABLE = (
     COMMON
     + """
-import hashlib, time
+import hashlib, os, time
 from contextlib import contextmanager
+from stages.parallel import open_pool
 from stages.search import evaluate
+from stages.search.early_stop import POINTS
 from stages.search.evaluator import Evaluator, Inline, Trained
 from stages.search.trials import Timing
 
+def noise(choices):  # a table of every candidate, as fixed as a file
+    return int(hashlib.sha256(repr(choices).encode()).hexdigest()[:8], 16) / 16**8
+
+def accuracy(choices):
+    return 0.99 - sum(0.002 * (c.rate - 1) for c in choices) - 0.02 * noise(choices)
+
+def latency(choices):
+    return Timing(0.1 + sum(1 / c.rate for c in choices) / len(choices) + 0.02 * noise(choices), 1.1, (0.4, 0.5))
+
+def train(choices, rule):
+    curve = []
+    for point in range(1, POINTS + 1):
+        time.sleep(0.005 + 0.01 * noise((point, choices)))  # who finishes first is left to chance
+        curve.append((2 * point / POINTS, (1 - accuracy(choices)) * (2 - point / POINTS)))
+        if point < POINTS and rule and rule.hopeless([loss for _, loss in curve]):
+            return Trained(accuracy(choices) - 0.05, tuple(curve), True)
+    return Trained(accuracy(choices), tuple(curve))
+
+def serve():
+    if os.environ.get("DIES") and not os.path.exists("died"):
+        open("died", "w").close()
+        os._exit(1)  # the first worker, at its first candidate
+    return lambda request: train(*request)
+
 @contextmanager
 def recorded(config, task, network, space, journal, progress):
-    def noise(choices):  # a table of every candidate, as fixed as a file
-        return int(hashlib.sha256(repr(choices).encode()).hexdigest()[:8], 16) / 16**8
-    def accuracy(choices):
-        time.sleep(0.05)
-        return 0.99 - sum(0.002 * (c.rate - 1) for c in choices) - 0.02 * noise(choices)
-    def latency(choices):
-        return Timing(0.1 + sum(1 / c.rate for c in choices) / len(choices) + 0.02 * noise(choices), 1.1, (0.4, 0.5))
     journal.note("dense_ms") or journal.note("dense_ms", 1.1)
-    yield Evaluator(Inline(lambda c, rule: Trained(accuracy(c))), latency, latency, accuracy), 1.1, 1.1 * config.search_scheme.budget_ratio
+    budget = 1.1 * config.search_scheme.budget_ratio
+    if config.search_scheme.workers == "1":
+        yield Evaluator(Inline(train), latency, latency, accuracy), 1.1, budget
+    else:
+        with open_pool(serve, workers=config.search_scheme.workers) as pool:
+            yield Evaluator(pool, latency, latency, accuracy), 1.1, budget
 
 evaluate.open_evaluator = recorded
 """
@@ -156,6 +181,26 @@ def test_killed_and_continued_with_recorded_evaluations_gives_the_same_scheme(in
     check_documents(undisturbed)
 
 
+def test_two_workers_killed_twice_and_one_lost_give_the_scheme_of_one(inputs, tmp_path, monkeypatch):
+    sets = (*RECORDED, "search_scheme.trials=30")
+    one, two = folder_with(inputs, tmp_path / "a", TABLE), folder_with(inputs, tmp_path / "b", TABLE)
+    finish(one, sets)
+    monkeypatch.setenv("DIES", "1")
+    sets = (*sets, "search_scheme.workers=2")
+    kill_after(two, sets, 3)
+    kill_after(two, sets, 6)
+    before = len(trials_of(journal(two)))
+    assert before >= 9 and (two / "died").exists()
+    finish(two, sets)
+    assert not processes(two)
+    found = trials_of(journal(two))
+    assert len({tuple(r["at"]) for r in found}) == len(found) == 30  # none was repeated
+    documents = [json.loads((folder / "search_scheme/trials.json").read_text()) for folder in (one, two)]
+    assert documents[0]["trials"] == documents[1]["trials"] and documents[0]["ablation"] == documents[1]["ablation"]
+    assert any(t["stopped"] for t in documents[0]["trials"])
+    assert json.loads((one / "search_scheme/scheme.json").read_text())["layers"] == json.loads((two / "search_scheme/scheme.json").read_text())["layers"]
+
+
 def check_documents(folder: Path) -> None:
     scheme, trials = json.loads((folder / "search_scheme/scheme.json").read_text()), json.loads((folder / "search_scheme/trials.json").read_text())["trials"]
     metrics = json.loads((folder / "search_scheme/metrics.json").read_text())
@@ -198,7 +243,9 @@ def test_killed_live_and_continued_loses_and_repeats_no_trial(inputs, tmp_path):
     assert len({tuple(r["at"]) for r in trials_of(after)}) == 6
     assert sum(r["kind"] == "note" and r["name"] == "dense_ms" for r in after) == 1  # the same budget
     document = json.loads((folder / "search_scheme/trials.json").read_text())
-    assert [t["accuracy"] for t in document["trials"][:done]] == [r["accuracy"] for r in trials_of(before)]
+    assert not Counter(r["accuracy"] for r in trials_of(before)) - Counter(t["accuracy"] for t in document["trials"])
+    assert all(len(t["curve"]) in (6, 8) for t in document["trials"] if t["accuracy"] is not None)  # 192 images are 3 steps an epoch
+    assert {row["layer"] for row in document["ablation"]} <= set(document["trials"][0]["choices"]) and all(row["latency_with"] > 0 for row in document["ablation"])
     assert json.loads((folder / "search_scheme/metrics.json").read_text())["latency_ms"] <= document["budget_ms"]
     assert all(t["dense_ms"] > 0 and t["ci95"][0] <= t["latency_ms"] <= t["ci95"][1] for t in document["trials"])
 

@@ -79,7 +79,7 @@ def test_false_stops_are_as_rare_as_promised(confidence):
 @given(total=st.integers(1, 200), epochs=st.floats(0.1, 10))
 def test_curves_cover_the_training(total, epochs):
     keeper = CurveKeeper(epochs, None)
-    assert not any([keeper.step(step, total, float(step)) for step in range(1, total + 1)])
+    assert [keeper.step(step, total, float(step)) for step in range(1, total + 1)] == [False] * total
     assert len(keeper.curve) == min(total, POINTS) and keeper.curve[-1][0] == pytest.approx(epochs)
     ends = [round(done / epochs * total) for done, _ in keeper.curve]
     for begin, end, (_, loss) in zip([0, *ends], ends, keeper.curve, strict=False):
@@ -91,7 +91,7 @@ def test_the_end_of_a_training_is_no_stop():
     keeper = CurveKeeper(2.0, rule)
     assert [keeper.step(step, 16, 5.0) for step in (1, 2)] == [False, True] and keeper.stopped  # the first point, for this rule has no earliest
     last = CurveKeeper(2.0, StopRule((None,) * (POINTS - 1), 0.99, 0.5))
-    assert not any([last.step(step, 16, 5.0) for step in range(1, 17)]) and not last.stopped
+    assert [last.step(step, 16, 5.0) for step in range(1, 17)] == [False] * 16 and not last.stopped
 
 
 def test_a_real_training_ends_early_and_is_labelled():
