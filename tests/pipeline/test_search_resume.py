@@ -182,7 +182,7 @@ def test_killed_and_continued_with_recorded_evaluations_gives_the_same_scheme(in
 
 
 def test_two_workers_killed_twice_and_one_lost_give_the_scheme_of_one(inputs, tmp_path, monkeypatch):
-    sets = (*RECORDED, "search_scheme.trials=30")
+    sets = (*RECORDED, "search_scheme.trials=30", "search_scheme.strategy=random", "search_scheme.filter_types=keep")
     one, two = folder_with(inputs, tmp_path / "a", TABLE), folder_with(inputs, tmp_path / "b", TABLE)
     finish(one, sets)
     monkeypatch.setenv("DIES", "1")
