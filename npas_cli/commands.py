@@ -109,6 +109,15 @@ COMMANDS = (
         measures=True,
     ),
     Command(
+        "export",
+        "Write the pruned network in formats that other tools read.",
+        "safetensors holds the masked weights; ONNX, with the extra npas[onnx], the whole network for any batch size. Both have dense shapes with exact zeros, so other tools run them at dense "
+        "speed; both tell the scheme, the replaced operators and the accuracy in their metadata.",
+        ("search_scheme/scheme.json", "search_pruner/weights.pt"),
+        ("export",),
+        "npas export --format safetensors,onnx",
+    ),
+    Command(
         "report",
         "Write report.html, one self-contained page about the whole run, and print its table.",
         "Pareto plot with the budget line, search history, the scheme of each layer, per-layer milliseconds dense against sparse. Needs no network to open.",

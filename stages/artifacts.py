@@ -46,7 +46,7 @@ COLUMNS = {  # tables that `dvc plots` draws -> the columns it needs; a writer m
     "search_pruner/history.csv": ("epoch", "loss", "top1"),  # the winner's training to the end
     "bench/layers.csv": ("layer", "kernel", "ms", "dense_ms"),  # one row a kernel of the pruned network; dense_ms of the same layer, empty if fused away
 }
-MAKER = {"probe": "probe", "pretrain": "pretrain", "replace_ops": "replace-ops", "search_scheme": "search-scheme", "search_pruner": "search-pruner", "compile": "compile", "bench": "bench"}
+MAKER = {"probe": "probe", "pretrain": "pretrain", "replace_ops": "replace-ops", "search_scheme": "search-scheme", "search_pruner": "search-pruner", "compile": "compile", "bench": "bench", "export": "export"}
 
 
 def _command(path: str) -> str:

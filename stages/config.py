@@ -208,6 +208,13 @@ class Bench:
 
 
 @dataclass(frozen=True)
+class Export:
+    """Write the pruned network in formats that other tools read."""
+
+    formats: tuple[str, ...] = tunable(("safetensors",), "safetensors (weights), onnx (the whole network; needs npas[onnx])", choices=("safetensors", "onnx"), flag="--format")
+
+
+@dataclass(frozen=True)
 class Report:
     """Write one self-contained HTML page about the whole run."""
 
@@ -226,6 +233,7 @@ class Config:
     search_pruner: SearchPruner = SearchPruner()
     compile: Compile = Compile()
     bench: Bench = Bench()
+    export: Export = Export()
     report: Report = Report()
 
 

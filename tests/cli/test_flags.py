@@ -26,7 +26,8 @@ def test_every_field_is_a_flag_with_its_help_and_default(command, npas: Run, mon
     help = npas(command.name, "--help")
     assert help.code == 0
     for key, field in fields(command.section).items():
-        assert given[key] == [*filter(None, [field.metadata["flag"]]), f"--{key.replace('_', '-')}"]
+        word = key.replace("_", "-")
+        assert given[key] == [*filter(None, [field.metadata["flag"]]), f"--{word}", *([f"--no-{word}"] if isinstance(field.default, bool) else [])]
         assert field.metadata["help"] in help.out
         assert all(choice in help.out for choice in field.metadata["choices"])
     assert set(given) - set(fields(command.section)) - {"help"} <= {"params", "sets", "show_config", "save_params", "device", "as_json", "quiet", "verbose"}

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGES = ["probe", "pretrain", "replace_ops", "search_scheme", "search_pruner", "compile", "bench", "report"]
+STAGES = ["probe", "pretrain", "replace_ops", "search_scheme", "search_pruner", "compile", "bench", "export", "report"]
 SMALL = {
     "task": {"model": "npas_tiny", "threads": 1, "image_size": 16},
     "pretrain": {"epochs": 2},

@@ -26,7 +26,7 @@ MAY_IMPORT = {  # part of stages/ -> the parts that it may import, beside itself
 }
 EVALUATE = (*MAY_IMPORT["search"], "tasks", "devices", "compiler", "pruners")
 JOINING = {f"stages/search/{name}.py" for name in ("evaluate", "accuracy", "latency", "network")}  # the rest of search/ takes them as callables
-STAGES = ("probe", "pretrain", "replace_ops", "search_scheme", "search_pruner", "compile", "bench")
+STAGES = ("probe", "pretrain", "replace_ops", "search_scheme", "search_pruner", "compile", "bench", "export")
 HEAVY = {"torch", "torchvision", "tvm", "skopt", "sklearn", "scipy", "dvc", "pandas", "matplotlib"}
 
 
