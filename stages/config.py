@@ -148,21 +148,26 @@ class SearchScheme:
     ablate: bool = tunable(True, "at the end, measure what each layer of the winner costs and saves", duration=True)
 
 
+PRUNERS = ("magnitude", "gradual", "admm", "group-lasso", "geometric-median", "taylor", "dynamic-pattern", "dais", "global-scale")
+
+
 @dataclass(frozen=True)
 class SearchPruner:
     """Phase 3: find the algorithm that prunes best to the chosen scheme, and run it to the end (NPAS, section 5.3)."""
 
-    algorithms: tuple[str, ...] = tunable(("magnitude", "gradual", "admm"), "algorithms in the race", choices=("magnitude", "gradual", "admm"), duration=True)
+    algorithms: tuple[str, ...] = tunable(("magnitude", "gradual", "admm"), "algorithms in the race", choices=PRUNERS, duration=True)
     distill: str = tunable("both", "race with and without distillation from the dense network: both, yes, no", choices=("both", "yes", "no"), duration=True)
     race_epochs: float = tunable(1.0, "epochs of each entry in the first rung of the race", low=0.01, duration=True)
     epochs: int = tunable(12, "epochs of the winner, from the dense weights to the end", low=1, duration=True)
-    prune_share: float = tunable(0.5, "share of the epochs in which gradual and admm reach the scheme; the rest retrains what stays", low=0, high=1)
+    prune_share: float = tunable(0.5, "share of the epochs in which an algorithm reaches the scheme (magnitude: at once); the rest retrains what stays", low=0, high=1)
     lr: float = tunable(0.003, "peak learning rate (AdamW, one-cycle cosine)", low=0)
     weight_decay: float = tunable(0.02, "AdamW weight decay", low=0)
     distill_weight: float = tunable(0.7, "weight of the distillation loss", low=0, high=1)
     temperature: float = tunable(3.0, "softmax temperature of the distillation (Hinton et al. 2015)", low=0.1)
     admm_rho: float = tunable(0.0001, "ADMM penalty at the start (YOLObile: 1e-4)", low=0)
     admm_stages: int = tunable(4, "values of rho, each ten times the last (YOLObile: 4)", low=1)
+    lasso_strength: float = tunable(1.0, "group lasso of group-lasso and dynamic-pattern: 1 would end units at the scheme's boundary over the ramp", low=0)
+    dais_lr: float = tunable(0.05, "step of DAIS' indicators, whose standard deviation is about 1", low=0)
     seed: int = tunable(0, "seed of shuffling", low=0)
     race_eta: int = tunable(3, "the best one in so many entries goes on to the next rung, with so many times the epochs (Hyperband: 3)", low=2, duration=True)
     race_budget: float = tunable(0.0, "epochs that the race may spend on all entries together: rungs beyond it are left out (0: no limit)", low=0, duration=True)

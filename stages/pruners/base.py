@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from stages.config import SearchPruner
@@ -24,6 +26,15 @@ class Pruner(FitHooks):
         self.module, self.scheme, self.settings = module, scheme, settings
         self.masks: dict[str, Tensor] = {}  # fit applies them after every step; an algorithm changes them in place
 
+    def weights(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """The live parameters of these names, to be changed in place."""
+        return {name: self.module.get_parameter(name).detach() for name in names}
+
+    def gradient(self, name: str) -> Tensor:
+        """The gradient of a parameter; 0 where the batch didn't reach it."""
+        parameter = self.module.get_parameter(name)
+        return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
     def set_masks(self, masks: dict[str, Tensor]) -> None:
         """Other masks from now on, in the very dict that ``fit`` holds."""
         self.masks.clear()
@@ -36,6 +47,11 @@ class Pruner(FitHooks):
     def load_state(self, state: dict[str, Any]) -> None:
         """The inverse of ``state``."""
         self.set_masks(state["masks"])
+
+
+def beside(values: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``values`` on the devices of the weights of their names: ``fit`` moves a module after its pruner was made, and checkpoints come back on the CPU."""
+    return {name: value.to(weights[name].device) for name, value in values.items()}
 
 
 def ramp_steps(total_steps: int, share: float) -> int:

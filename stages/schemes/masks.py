@@ -1,6 +1,7 @@
-"""Which weights stay: one-shot magnitude masks of each scheme, from tensors alone. Imports torch, errors, rules and scheme values.
+"""Which weights stay: one-shot masks of each scheme, from tensors alone. Imports torch, errors, rules and scheme values.
 
-A mask is a bool tensor of its weight's shape, True where the weight stays. Everything is deterministic: equal scores keep the first unit.
+A mask is a bool tensor of its weight's shape, True where the weight stays. What stays is what matters most: by magnitude, or by the importance of each weight that the caller gives
+(never negative; a unit's importance is the sum of its weights'). Everything is deterministic: equal scores keep the first unit.
 """
 
 from __future__ import annotations
@@ -28,15 +29,24 @@ def top_mask(scores: Tensor, count: int) -> Tensor:
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order, True)
 
 
-def group_energy(weight: Tensor, block: int, channels: int = 1) -> Tensor:
-    """Squared L2 norm of each unit: a position over ``block`` consecutive filters and ``channels`` consecutive input channels; the last of either may be fewer.
+def blocked(values: Tensor, block: int, channels: int = 1) -> Tensor:
+    """(O, I, ...) as (groups of ``block`` filters, block, groups of ``channels`` input channels, channels, kernel positions), filled up with zeros."""
+    flat = values.reshape(*values.shape[:2], -1)
+    padded = nn.functional.pad(flat, (0, 0, 0, -flat.shape[1] % channels, 0, -flat.shape[0] % block))
+    return padded.reshape(padded.shape[0] // block, block, padded.shape[1] // channels, channels, padded.shape[2])
+
+
+def group_sums(values: Tensor, block: int, channels: int = 1) -> Tensor:
+    """The sum over each unit: a position over ``block`` consecutive filters and ``channels`` consecutive input channels; the last of either may be fewer.
 
     (O, I, ...) -> (groups of filters, units), float64; units in the order (block of channels, row, column).
     """
-    squares = weight.detach().double().square().reshape(*weight.shape[:2], -1)
-    padded = nn.functional.pad(squares, (0, 0, 0, -weight.shape[1] % channels, 0, -weight.shape[0] % block))
-    groups, columns = padded.shape[0] // block, padded.shape[1] // channels
-    return padded.view(groups, block, columns, channels, -1).sum((1, 3)).flatten(1)
+    return blocked(values.detach().double(), block, channels).sum((1, 3)).flatten(1)
+
+
+def group_energy(weight: Tensor, block: int, channels: int = 1) -> Tensor:
+    """Squared L2 norm of each unit, as ``group_sums`` has them."""
+    return group_sums(weight.detach().double().square(), block, channels)
 
 
 def spread(keep: Tensor, weight: Tensor, block: int, channels: int = 1) -> Tensor:
@@ -45,9 +55,9 @@ def spread(keep: Tensor, weight: Tensor, block: int, channels: int = 1) -> Tenso
     return columns.repeat_interleave(block, 0)[: weight.shape[0]].reshape(weight.shape).contiguous()
 
 
-def position_mask(weight: Tensor, rate: float, block: int, channels: int = 1) -> Tensor:
-    """Block-punched (NPAS section 4.1) and, on a matrix, block-based: each group keeps ``kept_count(units, rate)`` units, those of the largest L2 norm."""
-    energy = group_energy(weight, block, channels)
+def position_mask(weight: Tensor, rate: float, block: int, channels: int = 1, scores: Tensor | None = None) -> Tensor:
+    """Block-punched (NPAS section 4.1) and, on a matrix, block-based: each group keeps ``kept_count(units, rate)`` units, those of the largest L2 norm (or sum of ``scores``)."""
+    energy = group_energy(weight, block, channels) if scores is None else group_sums(scores, block, channels)
     return spread(top_mask(energy, kept_count(energy.shape[1], rate)), weight, block, channels)
 
 
@@ -62,9 +72,12 @@ def mine_patterns(energy: Tensor) -> Tensor:
     return candidates[votes.argsort(descending=True, stable=True)[:PATTERNS]]
 
 
-def pattern_mask(weight: Tensor, rate: float, block: int) -> Tensor:
-    """Pattern and connectivity pruning of (O, I, 3, 3), shared by the filters of a block: each group keeps ``round(I * 2.25 / rate)`` kernels, each with its best pattern of the layer's."""
-    energy = group_energy(weight, block).view(-1, weight.shape[1], 9)
+def pattern_mask(weight: Tensor, rate: float, block: int, scores: Tensor | None = None) -> Tensor:
+    """Pattern and connectivity pruning of (O, I, 3, 3), shared by the filters of a block: each group keeps ``round(I * 2.25 / rate)`` kernels, each with its best pattern of the layer's.
+
+    Best is the largest energy, or the largest sum of ``scores``.
+    """
+    energy = (group_energy(weight, block) if scores is None else group_sums(scores, block)).view(-1, weight.shape[1], 9)
     patterns = mine_patterns(energy.view(-1, 9))
     score, best = (energy @ patterns.to(energy.dtype).T).max(-1)
     kernels = top_mask(score, kept_units(LayerScheme("keep", "pattern", rate, block), weight.shape))
@@ -91,11 +104,18 @@ def producers(members: Mapping[str, str]) -> list[str]:
     return [path for path, member in members.items() if member.split()[0] in PRODUCERS]
 
 
-def channel_mask(tensors: Mapping[str, Tensor], members: Mapping[str, str], rate: float) -> Tensor:
-    """The channels (C,) that a class keeps: the largest sums of its producers' filter L2 norms."""
-    norms = [tensors[f"{path}.weight"][rows_of(members[path])].detach().double().flatten(1).norm(dim=1) for path in producers(members)]
-    scores = torch.stack(norms).sum(0)
-    return top_mask(scores[None], kept_count(len(scores), rate))[0]
+def channel_scores(tensors: Mapping[str, Tensor], members: Mapping[str, str], scores: Mapping[str, Tensor] | None = None) -> Tensor:
+    """What each channel (C,) of a class is worth: the sum of its producers' filter L2 norms, or of the ``scores`` of all its weights."""
+    if scores is None:
+        return torch.stack([tensors[f"{path}.weight"][rows_of(members[path])].detach().double().flatten(1).norm(dim=1) for path in producers(members)]).sum(0)
+    own = [scores[name][rows].double() for name, rows in class_rows(tensors, members).items() if name in scores]
+    return torch.stack([part.reshape(len(part), -1).sum(1) for part in own]).sum(0)
+
+
+def channel_mask(tensors: Mapping[str, Tensor], members: Mapping[str, str], rate: float, scores: Mapping[str, Tensor] | None = None) -> Tensor:
+    """The channels (C,) that a class keeps: those that are worth most."""
+    worth = channel_scores(tensors, members, scores)
+    return top_mask(worth[None], kept_count(len(worth), rate))[0]
 
 
 def rows_of(member: str) -> slice | list[int]:
@@ -116,15 +136,16 @@ def mask_class(masks: dict[str, Tensor], tensors: Mapping[str, Tensor], members:
         mask[rows] = keep.view(-1, *[1] * (mask.ndim - 1))
 
 
-def masks_of(tensors: Mapping[str, Tensor], scheme: Scheme) -> dict[str, Tensor]:
+def masks_of(tensors: Mapping[str, Tensor], scheme: Scheme, scores: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """``make_masks`` on the tensors of a state_dict (or on ADMM's W + U): the scheme is taken to be legal."""
     masks: dict[str, Tensor] = {}
     for path, layer in scheme.layers.items():
         name = f"{path}.weight"
+        given = None if scores is None or layer.pruning in ("none", "filter") else scores[name]
         if layer.pruning == "pattern":
-            masks[name] = pattern_mask(tensors[name], layer.rate, layer.block)
+            masks[name] = pattern_mask(tensors[name], layer.rate, layer.block, given)
         elif layer.pruning in ("block-punched", "block-based"):
-            masks[name] = position_mask(tensors[name], layer.rate, layer.block, layer.channels)
+            masks[name] = position_mask(tensors[name], layer.rate, layer.block, layer.channels, given)
     for members, rate in filter_classes(scheme):
-        mask_class(masks, tensors, members, channel_mask(tensors, members, rate))
+        mask_class(masks, tensors, members, channel_mask(tensors, members, rate, scores))
     return masks

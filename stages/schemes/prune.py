@@ -39,14 +39,15 @@ def _why_illegal(module: nn.Module, scheme: LayerScheme) -> str:
     return why_illegal(scheme, weight.shape, getattr(module, "groups", 1))
 
 
-def make_masks(module: nn.Module, scheme: Scheme) -> dict[str, Tensor]:
-    """One-shot magnitude masks: name in the state_dict -> bool tensor of the same shape, True where a weight stays.
+def make_masks(module: nn.Module, scheme: Scheme, scores: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """One-shot masks: name in the state_dict -> bool tensor of the same shape, True where a weight stays.
 
-    Positions are scored by their L2 norm over a group's filters, channels by their filters' L2 norms summed over the class. Filter pruning also masks biases, depthwise weights
-    and batch norms of the class, so that pruned channels are exactly 0. Layers that stay dense have no mask. UsageError names a layer that is unknown or can't be pruned so.
+    By magnitude, positions are scored by their L2 norm over a group's filters, channels by their filters' L2 norms summed over the class. ``scores`` (the importance of each weight, from 0,
+    by name) takes its place: a position or a channel then counts as the sum over its weights. Filter pruning also masks biases, depthwise weights and batch norms of the class, so that pruned
+    channels are exactly 0. Layers that stay dense have no mask. UsageError names a layer that is unknown or can't be pruned so.
     """
     check_scheme(module, scheme)
-    return masks_of(module.state_dict(), scheme)
+    return masks_of(module.state_dict(), scheme, scores)
 
 
 @torch.no_grad()

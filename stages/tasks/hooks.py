@@ -13,6 +13,9 @@ class FitHooks:
     def loss_term(self) -> Tensor | None:
         """Added to the loss of every step (ADMM's penalty), on the device of the weights."""
 
+    def before_step(self) -> None:
+        """After the gradients of a batch and before the optimiser's step: gradients may be read, and changed."""
+
     def after_step(self, step: int, total_steps: int) -> None:
         """After the optimiser's step number ``step`` (from 1) and before the masks are applied: a hook may change the tensors of ``masks``."""
 

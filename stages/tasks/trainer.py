@@ -97,6 +97,7 @@ class Trainer:
         loss = self.loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self.hooks.before_step()
         self.optimizer.step()
         self.step += 1
         self.hooks.after_step(self.step, self.recipe.total_steps)
