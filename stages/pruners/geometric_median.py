@@ -41,14 +41,14 @@ class GeometricMedian(Pruner):
 
     def scores(self) -> dict[str, Tensor]:
         """The worth of each weight."""
-        tensors, scores = self.module.state_dict(), {}
+        tensors = self.module.state_dict()
+        scores: dict[str, Tensor] = {}
         producers = {f"{path}.weight" for members in self.scheme.coupled for path, kind in members.items() if kind in PRODUCERS}
         for units in units_of(tensors, self.scheme, kernels=True):
             if units.block:
                 scores |= self.kernel_scores(units, tensors[units.name]) if units.area > 1 else units.shares(distances(units.vectors(tensors[units.name])))
             else:
-                worth = sum(distances(units.vectors(tensors[name])) for name in units.shapes if name in producers)
-                scores |= units.shares(worth)
+                scores |= units.shares(torch.stack([distances(units.vectors(tensors[name])) for name in units.shapes if name in producers]).sum(0))
         return scores
 
     @staticmethod

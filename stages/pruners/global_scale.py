@@ -27,6 +27,11 @@ def threshold(scores: Tensor, costs: Tensor, safe: Tensor, budget: float) -> flo
     return high
 
 
+def flat(parts: list[Tensor]) -> Tensor:
+    """The units of all layers in one row."""
+    return torch.cat([part.flatten() for part in parts])
+
+
 class GlobalScale(Pruner):
     """Over the ramp, one threshold rises through all layers, so that the weights that stay follow the cubic schedule; a group at the scheme's count loses no more, and in the end all are there.
 
@@ -60,7 +65,7 @@ class GlobalScale(Pruner):
         costs = [units.sums({name: torch.ones(shape, device=score.device) for name, shape in units.shapes.items()}) for units, score in zip(self.units, scores, strict=True)]
         total, least = sum(float(c.sum()) for c in costs), sum(float(c[s].sum()) for c, s in zip(costs, safe, strict=True))
         budget = least + (total - least) * (1 - progress) ** 3
-        line = threshold(*(torch.cat([part.flatten() for part in parts]) for parts in (scores, costs, safe)), budget)
+        line = threshold(flat(scores), flat(costs), flat(safe), budget)
         masks: dict[str, Tensor] = {}
         for units, score, kept in zip(self.units, scores, safe, strict=True):
             masks |= units.spread(kept | (score > line) if progress < 1 else kept)

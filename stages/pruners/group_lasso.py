@@ -31,7 +31,7 @@ class GroupLasso(Pruner):
     """Adds strength * sum_u a_u |w_u| over the units of the scheme, a_u = 1 / (|w_u| + eps), reset REWEIGHTINGS times; at the end of the ramp the largest units stay, and are retrained.
 
     The penalty acts beside the optimiser's step (as its proximal map), not through the loss, as in ``admm``. Its scale comes from the scheme: with ``lasso_strength`` 1, a unit on the boundary
-    between what stays and what goes would just vanish by the end of the ramp if the loss didn't care, and one of three times its norm would lose a sixth. Pattern layers are penalised at both
+    between what stays and what goes would just vanish by the end of the ramp if the loss didn't care, and one of three times its norm would lose an eighth. Pattern layers are penalised at both
     levels, positions in kernels (each shared by a block) and whole kernels: a tree, whose proximal map is one after the other (Jenatton et al. 2011). A channel is all that goes with it.
     """
 

@@ -141,15 +141,15 @@ def test_one_round_of_admm_by_hand():
     module = nn.Sequential(nn.Linear(2, 1, bias=False))
     module[0].weight.data.copy_(torch.tensor([[3.0, 1.0]]))
     pruner = Admm(module, Scheme({"0": LayerScheme("keep", "block-based", 2.0, 1)}), SearchPruner(admm_rho=1.0))
-    assert pruner.z["0.weight"].tolist() == [[3.0, 0.0]] and pruner.u["0.weight"].tolist() == [[0.0, 0.0]]
+    assert pruner.z["scheme"]["0.weight"].tolist() == [[3.0, 0.0]] and pruner.u["scheme"]["0.weight"].tolist() == [[0.0, 0.0]]
     pruner.attract()  # halfway to z - u, for rho = 1
     assert module[0].weight.tolist() == [[3.0, 0.5]]
     pruner.update()
-    assert pruner.z["0.weight"].tolist() == [[3.0, 0.0]] and pruner.u["0.weight"].tolist() == [[0.0, 0.5]]
+    assert pruner.z["scheme"]["0.weight"].tolist() == [[3.0, 0.0]] and pruner.u["scheme"]["0.weight"].tolist() == [[0.0, 0.5]]
     pruner.attract()
     assert module[0].weight.tolist() == [[3.0, 0.0]]
     pruner.start()
-    assert pruner.z["0.weight"].tolist() == [[3.0, 0.0]] and pruner.u["0.weight"].tolist() == [[0.0, 0.0]]
+    assert pruner.z["scheme"]["0.weight"].tolist() == [[3.0, 0.0]] and pruner.u["scheme"]["0.weight"].tolist() == [[0.0, 0.0]]
 
 
 def test_rho_takes_its_values_in_turn_and_the_masks_come_at_the_end():

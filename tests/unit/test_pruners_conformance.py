@@ -25,7 +25,7 @@ SCHEMES = ("block-punched", "pattern", "filter", "mixed")
 
 @cache
 def task():
-    return make_task(TaskConfig(model="npas_tiny", image_size=16, train_limit=128, batch_size=32, threads=1))
+    return make_task(TaskConfig(model="npas_tiny", image_size=8, train_limit=64, batch_size=16, threads=1))
 
 
 @cache
