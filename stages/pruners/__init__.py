@@ -4,9 +4,9 @@ from stages.pruners.admm import Admm
 from stages.pruners.base import Pruner
 from stages.pruners.dais import Dais
 from stages.pruners.dynamic_pattern import DynamicPattern
+from stages.pruners.entry import Entry, Table
 from stages.pruners.geometric_median import GeometricMedian
 from stages.pruners.global_scale import GlobalScale
-from stages.pruners.entry import Entry, Table
 from stages.pruners.gradual import Gradual
 from stages.pruners.group_lasso import GroupLasso
 from stages.pruners.magnitude import Magnitude
