@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import sys
 import time
@@ -26,6 +27,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -35,7 +37,8 @@ from stages.config import PRUNERS as NAMES
 from stages.config import SearchPruner
 from stages.config import Task as TaskConfig
 from stages.errors import NpasError
-from stages.graph import Graph, channel_classes, trace
+from stages.graph import Graph, trace
+from stages.graph.flow import flow
 from stages.pruners import PRUNERS
 from stages.pruners.journal import Journal
 from stages.schemes import DENSE, PATTERN_RATE, Scheme, check_zeros, uniform_scheme
@@ -106,21 +109,19 @@ def settings_of(run: Run) -> SearchPruner:
     return replace(defaults, **{key: type(getattr(defaults, key))(value) for key, value in changes.items()})
 
 
-def macs(graph: Graph, scheme: Scheme, masks: dict[str, torch.Tensor]) -> int:
-    """Multiply-accumulates that are left: of the masks' weights, less the input channels that their producers lost."""
-    classes, total = channel_classes(graph), 0
-    alive: dict[int, torch.Tensor] = {}
-    for layer in graph:
-        mask, number = masks.get(layer.params.get("weight", "")), classes[layer.name]
-        if number is not None and layer.op == "conv2d" and scheme[layer.module].pruning == "filter" and mask is not None:
-            alive[number] = mask.flatten(1).any(1)
+def macs(graph: Graph, masks: dict[str, torch.Tensor]) -> int:
+    """Multiply-accumulates that are left: of the masks' weights, less those that read channels which filter pruning removed."""
+    channels, total = flow(graph), 0
+    gone = np.zeros(len(channels.lasting), bool)
     for layer in graph.prunable:
-        mask = masks.get(f"{layer.module}.weight")
-        kept = torch.ones(layer.weight_shape) if mask is None else mask.float()
-        number = classes[layer.inputs[0]]
-        if number is not None and number in alive:
-            kept = kept[:, alive[number]]
-        total += round(float(kept.sum()) / kept.new_ones(layer.weight_shape).sum().item() * layer.macs)
+        if layer.params["weight"] in masks:
+            gone[channels.of[layer.name][~masks[layer.params["weight"]].flatten(1).any(1).numpy()]] = True
+    gone &= ~channels.lasting
+    for layer in graph.prunable:
+        kept = masks.get(layer.params["weight"], torch.ones(layer.weight_shape, dtype=torch.bool))
+        if layer.attrs.get("groups", 1) == 1:
+            kept = kept[:, torch.from_numpy(~gone[channels.reads[layer.name]])]
+        total += round(int(kept.sum()) / math.prod(layer.weight_shape) * layer.macs)
     return total
 
 
@@ -137,7 +138,7 @@ def measure(run: Run, task: Task, dense: nn.Module, graph: Graph, folder: Path) 
     total = sum(layer.macs for layer in graph.prunable)
     return asdict(run) | {
         "run": run.digest, "val": task.evaluate(module, "val"), "test": task.evaluate(module, "test"), "kept": share(masks, scheme),
-        "macs_reduction": total / macs(graph, scheme, masks), "minutes": (time.monotonic() - start) / 60, "curve": curve,
+        "macs_reduction": total / macs(graph, masks), "minutes": (time.monotonic() - start) / 60, "curve": curve,
     }  # fmt: skip
 
 

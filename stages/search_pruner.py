@@ -26,6 +26,7 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
     from stages.graph import trace
     from stages.pruners import race
     from stages.pruners.journal import code_version
+    from stages.pruners.purify import purify_
     from stages.schemes import Scheme, check_zeros, resolve
     from stages.tasks import load_network, make_task
     from stages.tasks.train import cpu_threads
@@ -39,12 +40,14 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
     folder = state_dir("search_pruner", state_key(config.task, c, inputs, code_version()))
     outcome = race(task, start, scheme, c, folder, progress, make_task=partial(make_task, config.task), teacher=dense)
     pruned = outcome.pruned
+    purified = purify_(pruned.module, trace(pruned.module, task.example())) if c.purify else {}
     check_zeros(pruned.module, scheme, pruned.masks)
     with cpu_threads(task.threads):
         accuracy = {
             name: {split: task.evaluate(network, split) for split in ("val", "test")} for name, network in (("dense", dense), ("pruned", pruned.module))
         }
     metrics = {"metric": task.metric_name, "accuracy": accuracy, "winner": outcome.winner.label} | _scores(outcome) | _sizes(pruned.module, pruned.masks)
+    metrics |= {"purified": sum(purified.values())}
     record = {"config": {"task": plain(config.task), "search_pruner": plain(c)}} | ({"overrides": plain(overrides)} if overrides else {})
     save_checkpoint("search_pruner/weights.pt", {
         "state_dict": pruned.module.state_dict(), "masks": pruned.masks, "model": base["model"], "replacements": base["replacements"], "filter_types": base["filter_types"],

@@ -38,7 +38,7 @@ def constraint_sets(module: nn.Module, scheme: Scheme) -> dict[str, Masks]:
 
 def connectivity(kernels: tuple[Units, ...], tensors: Mapping[str, Tensor]) -> Tensors:
     """Masks that keep, in each block of filters, the kernels of the largest L2 norm whole."""
-    return {units.name: units.spread(top_mask(units.norms(tensors), units.kept))[units.name] for units in kernels}
+    return {units.name: units.spread(top_mask(units.norms(tensors), units.kept), True)[units.name] for units in kernels}
 
 
 class Admm(Pruner):

@@ -12,7 +12,7 @@ from stages.pruners.base import Pruner, beside, ramp_steps
 from stages.pruners.gradual import cubic_rate
 from stages.schemes import Scheme, make_masks
 from stages.schemes.masks import top_mask
-from stages.schemes.units import Units, units_of
+from stages.schemes.units import Units, joined, units_of
 
 TEMPERATURE = 0.01  # of the gates at the end of the ramp; 1 at its start. Indicators have a standard deviation of about 1
 MOMENTUM = 0.9
@@ -75,7 +75,7 @@ class Dais(Pruner):
             slope = units.sums({name: gradients[name] * self.latent[name] for name in units.shapes})
             gates = self.gates[index].to(slope.device)
             self.move(index, budgeted_slope(gates, self.temperature, slope))
-            for name, gate in units.spread(gates).items():
+            for name, gate in units.spread(gates, 1).items():
                 gradients[name].mul_(gate)
         for name, weight in weights.items():
             weight.copy_(self.latent[name])
@@ -102,15 +102,13 @@ class Dais(Pruner):
         for index, units in enumerate(self.units):
             a = self.indicators[index]
             self.gates[index] = budgeted(a, self.temperature, 1 / cubic_rate(a.shape[1] / units.kept, step / ramp))
-            for name, gate in units.spread(self.gates[index]).items():
+            for name, gate in units.spread(self.gates[index], 1).items():
                 weights[name].mul_(gate.to(weights[name].device))
 
     def binary(self) -> dict[str, Tensor]:
         """The masks in which each group keeps its largest indicators; in a pattern layer, the patterns and kernels that hold the most of them."""
-        scores: dict[str, Tensor] = {}
-        for units, a in zip(self.units, self.indicators, strict=True):
-            scores |= units.shares(torch.sigmoid(a) + top_mask(a, units.kept))
-        return make_masks(self.module, self.scheme, scores)
+        shares = (units.shares(torch.sigmoid(a) + top_mask(a, units.kept)) for units, a in zip(self.units, self.indicators, strict=True))
+        return make_masks(self.module, self.scheme, joined(shares, torch.add))
 
     def state(self) -> dict[str, Any]:
         """Masks, ungated weights, indicators with their velocities, gates and temperature."""

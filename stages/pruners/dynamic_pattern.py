@@ -58,7 +58,7 @@ class DynamicPattern(Pruner):
             weights = self.weights(units.shapes)
             chosen = beside({name: self.chosen[name] for name in units.shapes}, weights)
             norms = units.norms({name: weight.masked_fill(chosen[name], 0) for name, weight in weights.items()})
-            factors = units.spread(shrink_factors(norms, share * bound.to(norms.device)))
+            factors = units.spread(shrink_factors(norms, share * bound.to(norms.device)), 1)
             for name, weight in weights.items():
                 weight.mul_(torch.where(chosen[name], 1.0, factors[name]))
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from stages.pruners.base import Pruner, due, ramp_steps
 from stages.pruners.gradual import scheme_at
 from stages.schemes import apply_masks, make_masks
-from stages.schemes.masks import PRODUCERS
-from stages.schemes.units import Units, units_of
+from stages.schemes.masks import producers
+from stages.schemes.units import Units, joined, units_of
 
 
 def distances(vectors: Tensor) -> Tensor:
@@ -42,19 +42,20 @@ class GeometricMedian(Pruner):
     def scores(self) -> dict[str, Tensor]:
         """The worth of each weight."""
         tensors = self.module.state_dict()
-        scores: dict[str, Tensor] = {}
-        producers = {f"{path}.weight" for members in self.scheme.coupled for path, kind in members.items() if kind in PRODUCERS}
-        for units in units_of(tensors, self.scheme, kernels=True):
-            if units.block:
-                scores |= self.kernel_scores(units, tensors[units.name]) if units.area > 1 else units.shares(distances(units.vectors(tensors[units.name])))
-            else:
-                scores |= units.shares(torch.stack([distances(units.vectors(tensors[name])) for name in units.shapes if name in producers]).sum(0))
-        return scores
+        makers = {f"{path}.weight" for members in self.scheme.coupled for path in producers(members)}
+
+        def worth(units: Units) -> dict[str, Tensor]:
+            if units.area > 1:
+                return self.kernel_scores(units, tensors[units.name])
+            names = [name for name in units.shapes if units.block or name in makers]
+            return units.shares(torch.stack([distances(units.vectors(name, tensors[name])) for name in names]).sum(0))
+
+        return joined(map(worth, units_of(tensors, self.scheme, kernels=True)), torch.add)
 
     @staticmethod
     def kernel_scores(units: Units, weight: Tensor) -> dict[str, Tensor]:
         """A kernel's distance sum, dealt out by the squares of its weights."""
         squares = {units.name: weight.detach().double().square()}
         energy = units.sums(squares)
-        per_energy = distances(units.vectors(weight)) / energy.clamp_min(torch.finfo(energy.dtype).tiny)
-        return {units.name: squares[units.name] * units.spread(per_energy)[units.name]}
+        per_energy = distances(units.vectors(units.name, weight)) / energy.clamp_min(torch.finfo(energy.dtype).tiny)
+        return {units.name: squares[units.name] * units.spread(per_energy, 0)[units.name]}

@@ -12,7 +12,7 @@ from stages.pruners.base import Pruner, due, ramp_steps
 from stages.pruners.norms import NormWatch
 from stages.schemes import PATTERN_RATE, Scheme, apply_masks, make_masks
 from stages.schemes.masks import pattern_mask, top_mask
-from stages.schemes.units import Units, units_of
+from stages.schemes.units import Units, joined, units_of
 
 HALVINGS = 60
 
@@ -44,7 +44,7 @@ class GlobalScale(Pruner):
         super().__init__(module, scheme, settings)
         make_masks(module, scheme)  # raises where the scheme doesn't fit
         self.units = units_of(module.state_dict(), scheme, kernels=True)
-        self.norms = tuple({f"{path}.weight" for path, kind in members.items() if kind == "batch_norm"} for members in scheme.coupled)
+        self.norms = {f"{path}.weight" for members in scheme.coupled for path, member in members.items() if member.split()[0] == "batch_norm"}
         self.watch = NormWatch(module)
         self.pairs: dict[str, str] = {}
 
@@ -66,16 +66,15 @@ class GlobalScale(Pruner):
         total, least = sum(float(c.sum()) for c in costs), sum(float(c[s].sum()) for c, s in zip(costs, safe, strict=True))
         budget = least + (total - least) * (1 - progress) ** 3
         line = threshold(flat(scores), flat(costs), flat(safe), budget)
-        masks: dict[str, Tensor] = {}
-        for units, score, kept in zip(self.units, scores, safe, strict=True):
-            masks |= units.spread(kept | (score > line) if progress < 1 else kept)
+        parts = (units.spread(kept | (score > line) if progress < 1 else kept, True) for units, score, kept in zip(self.units, scores, safe, strict=True))
+        masks = joined(parts, torch.logical_and)
         return {name: mask & inside[name] if name in inside else mask for name, mask in masks.items()}
 
     def scores(self, units: Units, inside: Tensor | None) -> Tensor:
         """The score of each unit, (groups, units)."""
         tensors = self.module.state_dict()
         if not units.block:
-            scales = [tensors[name].double().abs() for name in units.shapes if any(name in norms for norms in self.norms)]
+            scales = [tensors[name][rows].double().abs() for name, rows in units.rows.items() if name in self.norms]
             if scales:
                 return torch.stack(scales).mean(0)[None]
             norms = units.norms(tensors)

@@ -66,7 +66,7 @@ class GroupLasso(Pruner):
         """One proximal step on the live weights."""
         weights = self.weights(units.shapes)
         norms = units.norms(weights)
-        for name, factor in units.spread(shrink_factors(norms, thresholds.to(norms.device))).items():
+        for name, factor in units.spread(shrink_factors(norms, thresholds.to(norms.device)), 1).items():
             weights[name].mul_(factor)
 
     def squares(self) -> Mapping[str, Tensor]:
