@@ -8,6 +8,7 @@ from typing import Any
 
 from npas_cli.charts import esc
 from npas_cli.report import NAMES, Run, command
+from npas_cli.report_choices import filter_types, preferences, why
 from npas_cli.report_search import history, pareto, race, samples
 from npas_cli.report_sections import TIMES, emulated, headline, layer_times, replacements, scheme_map, section, table
 
@@ -42,6 +43,7 @@ th:last-child, td:last-child { padding-right: 0; }
 .networks tbody tr:last-child td { font-weight: 600; }
 .layers td, .times td { padding-top: 2px; padding-bottom: 2px; white-space: nowrap; }
 .layers td:first-child, .times td:first-child { color: var(--soft); font-variant-numeric: tabular-nums; }
+.layers.wrap td:nth-child(n+2), .layers.map td:nth-child(4) { white-space: normal; overflow-wrap: anywhere; } .layers td.n.n { white-space: nowrap; }
 .short { display: inline-block; max-width: 190px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; vertical-align: middle; direction: rtl; text-align: left; }
 details { margin: 8px 0; } summary { cursor: pointer; color: var(--soft); }
 .pair { width: 200px; padding: 2px 0; }
@@ -51,6 +53,7 @@ details { margin: 8px 0; } summary { cursor: pointer; color: var(--soft); }
 .meter i { display: block; height: 100%; background: var(--soft); }
 .chip { display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin-right: 7px; vertical-align: -1px; opacity: var(--strength); }
 .s-none { background: none; border: 1.5px solid var(--grey); } .s-filter { background: var(--orange); } .s-block-punched { background: var(--blue); }
+.chip.retyped { outline: 2px solid var(--red); outline-offset: -2px; }
 .s-pattern { background: var(--green); } .s-block-based { background: var(--purple); }
 .strip { display: flex; gap: 2px; height: 34px; margin: 4px 0 16px; }
 .strip .chip { flex: 1 1 0; width: auto; min-width: 2px; height: 100%; margin: 0; }
@@ -87,7 +90,7 @@ footer { margin-top: 48px; color: var(--soft); font-size: 13px; }
 
 def page(run: Run, title: str) -> str:
     """The whole HTML document; the same bytes for the same artifacts."""
-    parts = [pareto(run), history(run), scheme_map(run), layer_times(run), race(run), replacements(run), samples(run), provenance(run), notes(run)]
+    parts = [pareto(run), history(run), scheme_map(run), why(run), preferences(run), filter_types(run), layer_times(run), race(run), replacements(run), samples(run), provenance(run), notes(run)]
     name = f"{title}: {run.bench['model']['name']}"
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark"><title>{esc(name)}</title><style>{CSS}</style>'
     warning = emulated(run.bench)

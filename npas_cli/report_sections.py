@@ -128,20 +128,26 @@ def networks(run: Run) -> str:
 
 # The layers ----------------------------------------------------------------------------------------------------------------------------
 def label(entry: Mapping[str, Any]) -> str:
-    """A layer's scheme in words: "block-punched/8 3x"."""
-    if entry["scheme"] == "none":
-        return "none"
+    """A layer's choice in words, as the search names it: "block-punched/8 3x", "1x1|filter 2x", "skip"."""
     channels = f"x{entry['channels']}" if entry.get("channels", 1) > 1 else ""
     block = f"/{entry['block']}{channels}" if entry["block"] else ""
-    return f"{entry['scheme']}{block} {entry['rate']:g}x"
+    pruned = "" if entry["scheme"] == "none" else f"{entry['scheme']}{block} {entry['rate']:g}x"
+    return "|".join(part for part in (retyped(entry), pruned) if part) or "none"
+
+
+def retyped(entry: Mapping[str, Any]) -> str:
+    """The filter type that a layer has become; empty when it is what it was."""
+    kind = entry.get("filter_type", "keep")
+    return "" if kind == "keep" else str(kind)
 
 
 def chip(entry: Mapping[str, Any], tip: str = "") -> str:
     """A square whose colour is the scheme and whose strength is the rate."""
     name = entry["scheme"] if entry["scheme"] in SCHEMES else "none"
+    ring = " retyped" if retyped(entry) else ""
     strength = 1.0 if name == "none" else 0.3 + 0.7 * min(1.0, math.log(entry["rate"]) / math.log(MOST_RATE))
     title = f' title="{esc(tip)}"' if tip else ""
-    return f'<i class="chip s-{name}" style="--strength:{strength:.2f}"{title}></i>'
+    return f'<i class="chip s-{name}{ring}" style="--strength:{strength:.2f}"{title}></i>'
 
 
 def scheme_map(run: Run) -> str:
@@ -151,12 +157,13 @@ def scheme_map(run: Run) -> str:
         return section(title, missing("scheme"))
     layers = prunable(run)
     key = "".join(f"<li>{chip({'scheme': s, 'rate': MOST_RATE})}{esc(s)}</li>" for s in SCHEMES if any(entry["scheme"] == s for _, entry, _ in layers))
+    key += f"<li>{chip({'scheme': 'none', 'filter_type': 'other'})}another filter type</li>" if any(retyped(entry) for _, entry, _ in layers) else ""
     strip = "".join(chip(entry, f"{name}: {label(entry)}") for name, entry, _ in layers)
     body = [layer_cells(i, name, entry, shape, run) for i, (name, entry, shape) in enumerate(layers, 1)]
     head = ["#", "layer", "operation", "scheme", "weights", "kept", "MACs", "kept", ""]
     note = "Every layer that can be pruned, in network order; colour tells the scheme, a stronger colour a higher rate. Kept MACs are those of the compiled network."
     note += f" In all {count(run.pruner['kept_weights'])} of {count(run.pruner['weights'])} weights stay." if run.pruner else ""
-    return section(title, f'<ul class="legend">{key}</ul><div class="strip">{strip}</div>{table(head, body, left=4, cls="layers")}', note)
+    return section(title, f'<ul class="legend">{key}</ul><div class="strip">{strip}</div>{table(head, body, left=4, cls="layers map")}', note)
 
 
 def prunable(run: Run) -> list[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
@@ -171,11 +178,18 @@ def prunable(run: Run) -> list[tuple[str, Mapping[str, Any], Mapping[str, Any]]]
 def layer_cells(number: int, name: str, entry: Mapping[str, Any], layer: Mapping[str, Any], run: Run) -> list[str]:
     """One row of the scheme map."""
     weights, macs = weight_count(layer), layer.get("macs")
-    kept = 1 / entry["rate"]
-    compiled = sum(k["macs"] for k in run.manifest["kernels"] if k["layer"] == layer.get("name")) if run.manifest else None
-    share = compiled / macs if compiled and macs else None
+    kept = None if retyped(entry) else 1 / entry["rate"]  # another filter type has other weights
+    compiled = compiled_macs(run, layer.get("name"), bool(retyped(entry)))
+    share = compiled / macs if macs and compiled is not None and (compiled or retyped(entry)) else None  # without a kernel of its own: fused, its share isn't known
     words = [str(number), short(name), esc(operation(layer)), f"{chip(entry)}{esc(label(entry))}"]
-    return [*words, count(weights), f"{percent(kept, 0)} %", count(macs), f"{percent(share, 0)}{' %' if share is not None else ''}", meter(share)]
+    return [*words, count(weights), f"{percent(kept, 0)}{' %' if kept is not None else ''}", count(macs), f"{percent(share, 0)}{' %' if share is not None else ''}", meter(share)]
+
+
+def compiled_macs(run: Run, name: str | None, retyped: bool) -> int | None:
+    """Multiply-accumulates of a layer in the compiled network; a layer of another filter type is compiled as its parts, named below it."""
+    if run.manifest is None or name is None:
+        return None
+    return sum(k["macs"] for k in run.manifest["kernels"] if k["layer"] == name or (retyped and k["layer"].startswith(f"{name}.")))
 
 
 def short(name: str) -> str:

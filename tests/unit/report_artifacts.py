@@ -9,8 +9,10 @@ import numpy as np
 
 from stages.artifacts import SCHEMAS
 from stages.devices import speedup, stats
+from stages.schemes import LayerScheme
 
 KINDS = [("none", 1.0, 0), ("filter", 2.0, 0), ("block-punched", 3.0, 8), ("block-punched", 7.0, 16), ("pattern", 2.5, 8), ("block-punched", 10.0, 32)]
+RETYPED = (1, 3)  # layers that became depthwise separable; the second is pruned too
 
 
 def conv(i, last):
@@ -24,12 +26,25 @@ def conv(i, last):
 
 def scheme_of(i, last):
     kind, rate, block = ("block-based", 5.0, 16) if last else KINDS[i * 7 % len(KINDS)]
-    return {"filter_type": "keep", "scheme": kind, "rate": rate, "block": block}
+    filter_type = "3x3dw-1x1" if i in RETYPED and not last else "keep"
+    return {"filter_type": filter_type, "scheme": kind, "rate": rate, "block": block, "channels": 1}
 
 
 def label(entry):
-    block = f"/{entry['block']}" if entry["block"] else ""
-    return "none" if entry["scheme"] == "none" else f"{entry['scheme']}{block} {entry['rate']:g}x"
+    return LayerScheme(entry["filter_type"], entry["scheme"], entry["rate"], entry["block"], entry["channels"]).label
+
+
+def reasons_of(choices, generator):
+    """What trials.json tells of the choices: an ablation (one row of it failed), preferences, reconstruction errors."""
+    taken = {name: choice for name, choice in choices.items() if choice != "none"}
+    ablation = [
+        {"layer": name, "choice": choice, "accuracy_with": 0.71, "accuracy_without": 0.71 + float(generator.normal(0.02, 0.02)), "latency_with": 0.44, "latency_without": 0.44 + float(generator.uniform(0, 0.05)), "error": None}
+        for name, choice in taken.items()
+    ]  # fmt: skip
+    ablation[len(ablation) // 2] |= {"accuracy_without": None, "latency_without": None, "error": "RunnerCrashed: <SIGILL>"}
+    preferences = {name: {c: float(generator.uniform()) for c in dict.fromkeys([choice, "none", "filter 2x", "block-punched/8 3x"])} for name, choice in choices.items()}
+    reconstruction = [{"layer": name, "filter_type": kind, "error": float(generator.uniform(0.01, 1.2))} for name in list(choices)[:6] for kind in ("1x1", "3x3dw-1x1", "skip")]
+    return {"ablation": ablation, "preferences": preferences, "reconstruction": reconstruction}
 
 
 def trials_of(count, choices, generator):
@@ -107,7 +122,7 @@ def documents(layers=18, trials=30, ratio=0.45, budget_ms=None, budget_ratio=0.5
         "replace_ops/graph.json": {"layers": graph, "outputs": ["head.fc"], "macs": 41_000_000, "replacements": replaced},
         "search_scheme/scheme.json": {"target": "host", "budget": {"ms": budget_ms, "ratio": budget_ratio if budget_ms is None else None}, "layers": scheme, "coupled": [], "config": search_config},
         "search_scheme/metrics.json": best | {"metric": "top1", "trials": trials, "config": search_config},
-        "search_scheme/trials.json": {"metric": "top1", "budget_ms": limit, "dense_ms": 0.95, "trials": trials_of(trials, choices, generator), "config": search_config},
+        "search_scheme/trials.json": {"metric": "top1", "budget_ms": limit, "dense_ms": 0.95, "trials": trials_of(trials, choices, generator), "config": search_config} | reasons_of(choices, generator),
         "search_pruner/race.json": pruner,
         "compile/host/manifest.json": {"kernels": kernels, "macs": 9_100_000, "macs_dense": 41_000_000},
     }  # fmt: skip

@@ -273,3 +273,54 @@ def test_far_outliers_are_cut_and_near_ones_kept():
 
 def test_stairs():
     assert steps([(0, 1), (2, 3), (4, 3)]) == [(0, 1), (2, 1), (2, 3), (4, 3), (4, 3)]
+
+
+def sections(page):
+    """Heading -> text of each section, tags removed."""
+    found = {}
+    for part in re.findall(r"<section>(.*?)</section>", page, re.S):
+        heading = re.search(r"<h2>(.*?)</h2>", part)[1]
+        found[html.unescape(heading)] = html.unescape(re.sub(r"<[^>]*>", " ", part))
+    return found
+
+
+def test_the_winner_is_explained_layer_by_layer(make):
+    artifacts = documents()
+    rows = artifacts["search_scheme/trials.json"]["ablation"]
+    rows[:] = [rows[0], rows[len(rows) // 2], rows[-1]]  # the one in the middle failed
+    rows[0] |= {"layer": "cheap", "accuracy_with": 0.70, "accuracy_without": 0.71, "latency_with": 0.4, "latency_without": 0.5, "error": None}
+    rows[2] |= {"layer": "dear", "accuracy_with": 0.70, "accuracy_without": 0.80, "latency_with": 0.4, "latency_without": 0.32, "error": None}
+    text = sections(make(artifacts)[1])["Why this scheme"]
+    assert text.index("cheap") < text.index("dear")  # the most accuracy last
+    minus = "\N{MINUS SIGN}"
+    for figure in ("+1.0", "+10.0", "+20.0 %", f"{minus}25.0 %", "RunnerCrashed: <SIGILL>"):
+        assert figure in text
+
+
+def test_preferences_rank_the_choices_and_place_the_winners(make):
+    artifacts = documents()
+    name = next(n for n, c in artifacts["search_scheme/trials.json"]["trials"][-1]["choices"].items() if c == "filter 2x")
+    artifacts["search_scheme/trials.json"]["preferences"] = {name: {"none": 0.1, "filter 2x": 0.7, "filter 5x": 0.9, "pattern/8 3x": 0.2}}
+    text = " ".join(sections(make(artifacts)[1])["What the search came to prefer"].split())
+    assert "filter 5x filter 2x filter 2x 2 of 4" in text
+
+
+def test_filter_types_are_named_with_their_errors_and_marked_in_the_map(make):
+    artifacts = documents()
+    _, page = make(artifacts)
+    text, (retyped, pruned) = sections(page), (1, 3)
+    layers = artifacts["search_scheme/scheme.json"]["layers"]
+    names = list(layers)
+    assert f"{100 * artifacts['search_scheme/trials.json']['reconstruction'][0]['error']:.2f}" in text["Filter types"]
+    assert f"{names[retyped]} " in text["Filter types"]
+    assert f"3x3dw-1x1|{layers[names[pruned]]['scheme']}" in text["Scheme of each layer"]
+    assert page.count("retyped") >= 2
+    assert f"chosen, trial {len(artifacts['search_scheme/trials.json']['trials'])}:" in html.unescape(page)  # found by its labels, filter types included
+
+
+def test_a_search_without_reasons_has_no_empty_sections(make):
+    artifacts = documents()
+    for key in ("ablation", "preferences", "reconstruction"):
+        artifacts["search_scheme/trials.json"][key] = None
+    found = sections(make(artifacts)[1])
+    assert {"Why this scheme", "What the search came to prefer", "Filter types"}.isdisjoint(found)
