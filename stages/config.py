@@ -145,6 +145,7 @@ class SearchScheme:
     early_stop: bool = tunable(True, "end a candidate's training when its learning curve says that it stays below the best")
     early_stop_confidence: float = tunable(0.95, "how sure that must be (Baker et al. 2018: 0.95 to 0.99)", low=0.5, high=1)
     workers: str = tunable("1", "processes that train candidates: a number, or ray (the cluster at $RAY_ADDRESS); batch is how many of them are kept busy", count_or="ray", duration=True)
+    distill: float = tunable(0.0, "weight of the distillation from the dense network in that retraining: costs a third of its time, helps where labelled images are few", low=0, high=1)
     ablate: bool = tunable(True, "at the end, measure what each layer of the winner costs and saves", duration=True)
 
 

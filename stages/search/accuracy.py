@@ -29,11 +29,12 @@ class FastEvaluation:
         self.config, self.task, self.candidates = config.search_scheme, task, candidates
 
     def train(self, scheme: Scheme, rule: StopRule | None = None) -> Trained:
-        """Accuracy on val after ``epochs``, or where ``rule`` ended the training."""
+        """Accuracy on val after ``epochs``, or where ``rule`` ended the training. With ``distill`` the searched network is the teacher: it knows more of an image than its label does."""
         c, built, curve = self.config, self.candidates.build(scheme), _Curve(CurveKeeper(self.config.epochs, rule))
         with cpu_threads(c.train_threads):  # of everything: more threads than cores wait for each other
             masks = prune_(built.module, built.scheme)
-            fit(built.module, self.task, epochs=c.epochs, lr=c.lr, seed=c.seed, limit=c.train_limit, masks=masks, hooks=curve, threads=c.train_threads, evaluate=False)
+            fit(built.module, self.task, epochs=c.epochs, lr=c.lr, seed=c.seed, limit=c.train_limit, teacher=self.candidates.network if c.distill else None, distill=c.distill,
+                masks=masks, hooks=curve, threads=c.train_threads, evaluate=False)  # fmt: skip
             return Trained(self.settled(built.module), tuple(curve.keeper.curve), curve.keeper.stopped)
 
     def one_shot(self, scheme: Scheme) -> float:

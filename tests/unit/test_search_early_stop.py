@@ -117,3 +117,6 @@ def test_a_real_training_ends_early_and_is_labelled():
     early = evaluation.train(scheme, StopRule((None, None, certain, *(None,) * 4), 1.0, 0.9))
     assert early.stopped and early.curve == whole.curve[:3]
     assert 0 <= evaluation.one_shot(scheme) <= 1
+    taught = replace(config, search_scheme=replace(config.search_scheme, distill=1.0))
+    distilled = FastEvaluation(taught, task, Candidates(network, graph)).train(scheme)
+    assert distilled.curve != whole.curve and distilled.curve[-1][1] < distilled.curve[0][1]  # towards the teacher's outputs, whatever these are worth
