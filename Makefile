@@ -68,4 +68,4 @@ clean:
 	find stages npas_cli tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf .venv .npas .dvc/cache .dvc/tmp *.egg-info probe pretrain replace_ops search_scheme search_pruner compile bench report.html dvc.lock
+	rm -rf .venv .npas .dvc/cache .dvc/tmp *.egg-info probe pretrain replace_ops search_scheme search_pruner compile bench lifelong report.html dvc.lock

@@ -20,7 +20,7 @@ from typing import Any
 import typer
 
 from npas_cli import options, ui
-from npas_cli.commands import COMMANDS, Command
+from npas_cli.commands import BESIDE, COMMANDS, Command
 from stages import config
 from stages.artifacts import plain
 from stages.errors import Interrupted, NpasError, UsageError
@@ -81,7 +81,7 @@ def _run(command: Command, loaded: config.Loaded, screen: ui.Screen, as_json: bo
         _print_report(result)
     else:
         screen.say(f"wrote {', '.join(command.written(loaded.config.compile.target))}")
-    if loaded.overrides:
+    if loaded.overrides and command in COMMANDS:
         screen.say(f"To record this run: {record_line(loaded.overrides)}")
 
 
@@ -154,7 +154,7 @@ def _cell(value: Any) -> str:
     return "-" if value in (None, "", [], ()) else " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-for _command in COMMANDS:
+for _command in (*COMMANDS, *BESIDE):
     _add(_command.name, _command.help, options.stage_flags(_command), _stage(_command))
 _add("devices", "List the devices that latency can be measured on: this machine, and phones on USB, on the network, and of a running adb server.\n\nThe first column is what --device takes.\n\nExample: npas devices --host 192.168.1.5:5555 --json", options.HOSTS | options.OUTPUT, _devices)
 

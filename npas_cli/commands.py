@@ -128,3 +128,16 @@ COMMANDS = (
         module="npas_cli.report",
     ),
 )  # fmt: skip
+
+BESIDE = (  # commands with a section that aren't stages of dvc.yaml
+    Command(
+        "lifelong",
+        "Learn several tasks, one after the other, in one network, none of them at an earlier one's expense.",
+        "Each takes a part of the weights for itself, found by ADMM and frozen from then on, and a learnt mask says which of the earlier tasks' frozen ones it uses; batch norms, biases and the "
+        "head are its own. Data of earlier tasks aren't needed again. It writes lifelong/<name>.so for each task of --compile. Stop it at any time: the same command goes on where it was.",
+        (),
+        ("lifelong/network.pt", "lifelong/tasks.json"),
+        "npas lifelong --name flowers --data flowers --compile flowers",
+        module="stages.learn_task",
+    ),
+)

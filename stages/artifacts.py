@@ -37,6 +37,8 @@ SCHEMAS = {  # file name -> schema; a reader refuses any other version
     **{f"compile/{target}/metrics.json": "npas-metrics/1" for target in TARGETS},
     "bench/latency.json": "npas-bench/1",
     "bench/metrics.json": "npas-metrics/1",
+    "lifelong/network.pt": "npas-lifelong/1",
+    "lifelong/tasks.json": "npas-tasks/1",
 }
 COLUMNS = {  # tables that `dvc plots` draws -> the columns it needs; a writer may add others
     "pretrain/history.csv": ("epoch", "loss", "top1"),  # one row an epoch; top1 on the validation split, 0..1
@@ -46,7 +48,7 @@ COLUMNS = {  # tables that `dvc plots` draws -> the columns it needs; a writer m
     "search_pruner/history.csv": ("epoch", "loss", "top1"),  # the winner's training to the end
     "bench/layers.csv": ("layer", "kernel", "ms", "dense_ms"),  # one row a kernel of the pruned network; dense_ms of the same layer, empty if fused away
 }
-MAKER = {"probe": "probe", "pretrain": "pretrain", "replace_ops": "replace-ops", "search_scheme": "search-scheme", "search_pruner": "search-pruner", "compile": "compile", "bench": "bench", "export": "export"}
+MAKER = {"probe": "probe", "pretrain": "pretrain", "replace_ops": "replace-ops", "search_scheme": "search-scheme", "search_pruner": "search-pruner", "compile": "compile", "bench": "bench", "export": "export", "lifelong": "lifelong --name"}
 
 
 def _command(path: str) -> str:

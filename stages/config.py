@@ -222,6 +222,28 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Lifelong:
+    """Several tasks in turn in one network, none of which loses by the later ones (LPS, Wang et al. 2020); not part of dvc repro."""
+
+    name: str = tunable("", "the task to learn: a name of letters, digits, - and _")
+    data: str | None = tunable(None, "its data, as task.data; null: task.data")
+    compile: tuple[str, ...] = tunable((), "learnt tasks whose networks to compile for this machine, each as lifelong/<name>.so", duration=True)
+    tasks: int = tunable(3, "tasks that the network is to hold; those to come share what is free equally", low=1)
+    share: float | None = tunable(None, "share of the weights that this task takes for itself; null: an equal part of what is free", low=0.001, high=1)
+    reuse: float = tunable(0.9, "share of the earlier tasks' weights that its learnt mask lets it use (LPS: 0.9; 0: none); fewer are faster", low=0, high=1)
+    block: int = tunable(8, "filters that share their positions in every layer; the first task decides", low=1, high=64)
+    learn_epochs: int = tunable(8, "epochs in which all free weights learn the task", low=0, duration=True)
+    epochs: int = tunable(12, "epochs of pruning to the task's part and learning its mask (ADMM), and of retraining", low=1, duration=True)
+    prune_share: float = tunable(0.5, "share of those epochs until the part is settled; the rest retrains it", low=0, high=1)
+    lr: float = tunable(0.004, "peak learning rate (AdamW, one-cycle cosine)", low=0)
+    weight_decay: float = tunable(0.02, "AdamW weight decay", low=0)
+    admm_rho: float = tunable(0.0001, "ADMM penalty at the start", low=0)
+    admm_stages: int = tunable(4, "values of rho, each ten times the last", low=1)
+    gate_lr: float = tunable(0.02, "step of the sharing mask, whose gates lie between 0 and 1", low=0)
+    seed: int = tunable(0, "seed of shuffling", low=0)
+
+
+@dataclass(frozen=True)
 class Report:
     """Write one self-contained HTML page about the whole run."""
 
@@ -242,6 +264,7 @@ class Config:
     bench: Bench = Bench()
     export: Export = Export()
     report: Report = Report()
+    lifelong: Lifelong = Lifelong()
 
 
 SECTIONS: dict[str, type] = {f.name: type(f.default) for f in dataclasses.fields(Config)}

@@ -52,10 +52,10 @@ class Admm(Pruner):
     would decide whose sign counts rather than how far W moves; weight decay is decoupled for the same reason (Loshchilov and Hutter 2019).
     """
 
-    def __init__(self, module: nn.Module, scheme: Scheme, settings: SearchPruner):
+    def __init__(self, module: nn.Module, scheme: Scheme, settings: SearchPruner, sets: Mapping[str, Masks] | None = None):
         super().__init__(module, scheme, settings)
         self.names = tuple(make_masks(module, scheme))
-        self.sets = constraint_sets(module, scheme)
+        self.sets = constraint_sets(module, scheme) if sets is None else dict(sets)
         self.stage = 0
         self.z: dict[str, Tensors] = {}
         self.u: dict[str, Tensors] = {}
@@ -74,13 +74,17 @@ class Admm(Pruner):
         self.attract()
         stage = stages * step // ramp
         if step == ramp:
-            self.set_masks(make_masks(self.module, self.scheme))
+            self.set_masks(self.hard_masks())
             self.z, self.u = {}, {}
         elif stage != self.stage:
             self.stage = stage
             self.start()
         elif step % max(1, ramp // (stages * UPDATES)) == 0:
             self.update()
+
+    def hard_masks(self) -> Tensors:
+        """The masks that W is pruned with at the end of the ramp."""
+        return make_masks(self.module, self.scheme)
 
     def attract(self) -> None:
         """The proximal map of the penalties: W becomes (W + rho sum (z - u)) / (1 + rho n), over the n sets that a tensor is to be in."""

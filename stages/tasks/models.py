@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +79,8 @@ def restore(content: Mapping[str, Any], task: Task, where: str) -> nn.Module:
     return module.eval()
 
 
-def load_weights(module: nn.Module, path: Path | str) -> None:
-    """The user's trained weights (``task.weights``) into ``module``: a state_dict, or a mapping with one under "state_dict" or "model"; "module." prefixes are dropped."""
+def load_weights(module: nn.Module, path: Path | str, keep: Iterable[str] = ()) -> None:
+    """The user's trained weights (``task.weights``) into ``module``: a state_dict, or a mapping with one under "state_dict" or "model"; "module." prefixes are dropped. Tensors of ``keep`` stay."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -95,6 +95,8 @@ def load_weights(module: nn.Module, path: Path | str) -> None:
     if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
         raise UsageError(f"The weights {path} are no state_dict.", "Save them with torch.save(model.state_dict(), path).")
     state = {str(name).removeprefix("module."): value for name, value in content.items()}
+    own = module.state_dict()
+    state |= {name: own[name] for name in keep}
     problem = mismatch(module, state)
     if problem:
         raise UsageError(

@@ -10,7 +10,7 @@ import yaml
 from cli_kit import Install, Run
 
 from npas_cli import app, options
-from npas_cli.commands import COMMANDS
+from npas_cli.commands import BESIDE, COMMANDS
 from stages.config import Config, fields, load
 
 
@@ -19,7 +19,7 @@ def flags_of(name: str) -> dict[str, list[str]]:
     return {parameter.name: [*parameter.opts, *parameter.secondary_opts] for parameter in command.params}
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.section)
+@pytest.mark.parametrize("command", (*COMMANDS, *BESIDE), ids=lambda command: command.section)
 def test_every_field_is_a_flag_with_its_help_and_default(command, npas: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "600")
     given = flags_of(command.name)
@@ -33,7 +33,7 @@ def test_every_field_is_a_flag_with_its_help_and_default(command, npas: Run, mon
     assert set(given) - set(fields(command.section)) - {"help"} <= {"params", "sets", "show_config", "save_params", "device", "as_json", "quiet", "verbose"}
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.section)
+@pytest.mark.parametrize("command", (*COMMANDS, *BESIDE), ids=lambda command: command.section)
 def test_help_tells_what_is_read_and_written_and_an_example_that_parses(command, npas: Run, monkeypatch: pytest.MonkeyPatch, project: Path) -> None:
     monkeypatch.setenv("COLUMNS", "600")
     help = npas(command.name, "--help").out

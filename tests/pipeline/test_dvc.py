@@ -11,7 +11,7 @@ import import_walk as walk
 import pytest
 import yaml
 
-from npas_cli.commands import COMMANDS, Command
+from npas_cli.commands import BESIDE, COMMANDS, Command
 from npas_cli.options import params_yaml
 from stages.artifacts import COLUMNS, SCHEMAS
 from stages.config import SECTIONS, TARGETS, Config, load
@@ -97,7 +97,10 @@ def test_every_artifact_has_one_maker_that_lies_in_its_folder() -> None:
     made = [out for stage in PIPELINE for out in outs(stage)]
     for target in TARGETS[1:]:
         made += [out.replace("${item}", target) for out in (*FOR_EACH_TARGET["outs"], *(next(iter(m)) for m in FOR_EACH_TARGET["metrics"]))]
+    made += [file for command in BESIDE for file in command.writes]
     assert len(set(made)) == len(made) and {*SCHEMAS, *COLUMNS} <= set(made)
+    for command in BESIDE:
+        assert all(file.split("/")[0] == command.section for file in command.writes)
     for command in COMMANDS:
         assert all(out.split("/")[0] == command.section for out in outs(command.section) if out != "report.html")
         assert set(command.reads) <= set(made)

@@ -22,11 +22,12 @@ MAY_IMPORT = {  # part of stages/ -> the parts that it may import, beside itself
     "devices": BASE,
     "compiler": (*BASE, "graph", "schemes", "devices"),
     "pruners": (*BASE, "graph", "schemes", "tasks", "parallel"),
+    "lifelong": (*BASE, "graph", "schemes", "tasks", "pruners"),
     "search": (*BASE, "graph", "schemes", "parallel"),
 }
 EVALUATE = (*MAY_IMPORT["search"], "tasks", "devices", "compiler", "pruners")
 JOINING = {f"stages/search/{name}.py" for name in ("evaluate", "accuracy", "latency", "network")}  # the rest of search/ takes them as callables
-STAGES = ("probe", "pretrain", "replace_ops", "search_scheme", "search_pruner", "compile", "bench", "export")
+STAGES = ("probe", "pretrain", "replace_ops", "search_scheme", "search_pruner", "compile", "bench", "export", "learn_task")
 HEAVY = {"torch", "torchvision", "tvm", "skopt", "sklearn", "scipy", "dvc", "pandas", "matplotlib"}
 
 
