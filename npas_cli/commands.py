@@ -70,7 +70,8 @@ COMMANDS = (
     Command(
         "search_scheme",
         "Phase 2: choose each layer's filter type, pruning scheme and rate under a latency budget.",
-        "Each trial prunes one-shot, retrains briefly and measures the compiled network on the device. Stop it at any time: the same command goes on "
+        "Each trial prunes one-shot, retrains briefly and measures the compiled network on the device that 'npas probe' has identified: this machine, a phone (--device adb) or several of one "
+        "model (--device adb:A,adb:B), which share the queue. Training goes on while a phone is lost or hot. Stop it at any time: the same command goes on "
         "where it was, and more --trials continue a finished search. Exit 3 tells the best reachable latency when no candidate meets the budget.",
         ("probe/device.json", "replace_ops/model.pt"),
         ("search_scheme/scheme.json", "search_scheme/network.pt", "search_scheme/trials.json", "search_scheme/metrics.json", "search_scheme/history.csv"),
@@ -94,7 +95,6 @@ COMMANDS = (
         ("probe/device.json", "pretrain/model.pt", "replace_ops/model.pt", "search_scheme/network.pt", "search_scheme/scheme.json", "search_pruner/weights.pt"),
         ("compile/host/model.so", "compile/host/dense.so", "compile/host/original.so", "compile/host/manifest.json", "compile/host/metrics.json"),
         "npas compile --target host",
-        measures=True,
     ),
     Command(
         "bench",

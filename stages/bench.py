@@ -88,11 +88,11 @@ def _measure(spec: str, config: Config, x: np.ndarray, expected: Expected, progr
 
 def _identity(spec: str, config: Config, device: Device) -> dict[str, Any]:
     """Who the device is. UsageError when it is another one than the networks were searched and compiled for; a device that they weren't meant for may be any."""
+    from stages.devices.known import check_same
+
     identity = device.probe()
     if spec == config.probe.device:
-        known = read_json("probe/device.json")
-        if known["fingerprint"] != identity["fingerprint"]:
-            raise UsageError(f"probe/device.json is of another device ({known['soc']}) than this one ({identity['soc']}).", "Run 'npas probe' and 'npas compile' again, or 'dvc repro'.")
+        check_same(spec, identity, read_json("probe/device.json"))
     return identity
 
 

@@ -147,6 +147,7 @@ class SearchScheme:
     workers: str = tunable("1", "processes that train candidates: a number, or ray (the cluster at $RAY_ADDRESS); batch is how many of them are kept busy", count_or="ray", duration=True)
     distill: float = tunable(0.0, "weight of the distillation from the dense network in that retraining: costs a third of its time, helps where labelled images are few", low=0, high=1)
     ablate: bool = tunable(True, "at the end, measure what each layer of the winner costs and saves", duration=True)
+    patience_minutes: float = tunable(30.0, "how long training goes on without a phone that can measure (lost, hot, in use) before the search stops, to be continued", low=0, duration=True)
 
 
 PRUNERS = ("magnitude", "gradual", "admm", "group-lasso", "geometric-median", "taylor", "dynamic-pattern", "dais", "global-scale")

@@ -88,6 +88,10 @@ class InvalidMeasurement(NpasError):
     exit_code = 9
 
 
+class DeviceHot(InvalidMeasurement):
+    """Too hot to be measured now (exit 9)."""
+
+
 class WrongOutput(NpasError):
     """The compiled network does not compute what PyTorch computes (exit 10)."""
 

@@ -17,6 +17,7 @@ DEVICE = "probe/device.json"
 
 def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -> dict[str, Any]:
     """Search, save what was found, return the metrics. Continues after kill -9 and when ``trials`` is raised; InfeasibleBudget when no candidate meets the budget."""
+    from stages.devices.known import check_known
     from stages.schemes import DENSE
     from stages.search import TUNABLES, evaluate, make_sampler
     from stages.search.ablation import ablate
@@ -29,19 +30,22 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
     from stages.search.trials import Journal, code_version
 
     began, c = time.monotonic(), config.search_scheme
-    read_json(DEVICE)
+    device = read_json(DEVICE)
+    check_known(config.probe.device, device, progress, config.probe.hosts)
     task, network, graph = evaluate.open_network(config)
     inputs = {name: sha256(name) for name in (evaluate.MODEL, DEVICE)}
     space = scheme_space(graph, c.schemes, c.rates, c.blocks, c.min_share, c.channel_blocks, searched_types(network, graph, c))
     if c.strategy in ("uniform", "global-magnitude"):
         space = knowing_one_for_all(space, network, c.schemes, c.rates, c.blocks)
     tunables = {f.name: getattr(c, f.name) for f in fields(c) if f.name in TUNABLES[c.strategy]}
-    folder = state_dir("search_scheme", state_key(c, config.task, config.probe, inputs, code_version()))
+    folder = state_dir("search_scheme", state_key(c, config.task, device["fingerprint"], evaluate.how_measured(config), inputs[evaluate.MODEL], code_version()))
     candidates = evaluate.open_candidates(config, task, network, graph, progress)
     with (
         Journal(folder / "journal.jsonl", space.space) as journal,
         evaluate.open_evaluator(config, task, candidates, space, journal, progress) as (evaluator, dense_ms, budget_ms),
     ):
+        if device["emulated"]:
+            progress.say(f"{config.probe.device} is EMULATED, not a phone: its milliseconds mean nothing")
         progress.say(f"dense {dense_ms:.3g} ms, budget {budget_ms:.3g} ms, {len(space.layers)} of {len(graph.prunable)} prunable layers are searched")
         rules = Rules(budget_ms, c.trials, c.batch, c.margin, c.early_stop_confidence if c.early_stop else None)
         outcome = search(
@@ -55,7 +59,7 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
     write_json(
         "search_scheme/trials.json",
         {
-            "metric": task.metric_name, "budget_ms": budget_ms, "dense_ms": dense_ms, "trials": trial_rows(outcome.trials, space),
+            "metric": task.metric_name, "budget_ms": budget_ms, "dense_ms": dense_ms, "emulated": device["emulated"], "trials": trial_rows(outcome.trials, space),
             "reconstruction": candidates.reconstructed.rows(), "preferences": preferences(outcome.sampler, space), "ablation": ablation, **record,
         },  # fmt: skip
     )

@@ -45,6 +45,9 @@ class Device(Protocol):
     def manifests(self, models: Sequence[Model]) -> list[dict[str, Any]]:
         """The manifest inside each compiled network."""
 
+    def ready(self) -> None:
+        """Raise what keeps it from measuring at this moment: DeviceNotFound, DeviceLost, DeviceUnauthorised, DeviceHot."""
+
     def close(self) -> None:
         """Give back what it holds open; a later question opens it again."""
 

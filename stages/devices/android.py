@@ -21,7 +21,7 @@ from stages.devices.adb.connection import Connection
 from stages.devices.adb.facts import identity
 from stages.devices.clusters import choose_cores
 from stages.devices.correct import Expected
-from stages.devices.job import BASE, Held, Job
+from stages.devices.job import BASE, Held, Job, check_free
 from stages.devices.models import Linked, Model, existing
 from stages.devices.preflight import Ready, Thermal, conditions, inspect
 from stages.devices.timing import Conditions, Measurement, TimingProtocol
@@ -67,6 +67,12 @@ class Android:
         with self._locked(), tempfile.TemporaryDirectory(prefix="npas-") as work, self._job("describe") as (job, _):
             job.held.push(program.path, f"{job.folder}/runner", 0o755)
             return _describe(job, program, Path(work))
+
+    def ready(self) -> None:
+        """See Device.ready; over a new connection."""
+        self.close()
+        Thermal(self._held()).cool(0.0, self._say)
+        check_free(self._held(), self._base)
 
     def close(self) -> None:
         """End the connection; the next question opens it again."""

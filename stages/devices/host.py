@@ -63,6 +63,9 @@ class HostDevice:
         with tempfile.TemporaryDirectory(prefix="npas-") as folder:
             return _manifests(_libraries(models), Path(folder), DEFAULT)
 
+    def ready(self) -> None:
+        """It always is."""
+
     def close(self) -> None:
         """Nothing is open between two questions."""
 

@@ -117,14 +117,12 @@ class Job:
         DeviceNotFound when another computer's job runs there. Call it while no other npas of this computer uses the phone.
         """
         mine = None
-        for folder, owner, age, found in listed(held, base):
+        for folder, owner, found in _ours(held, base):
             job = cls(held, f"{base}/{folder}")
             if owner == this_computer() and found == key and mine is None:
                 mine = job
-            elif owner == this_computer() or age > LEASE_SECONDS:
-                job.clear()
             else:
-                raise DeviceNotFound(f"{held.connection.name} is being measured by another computer.", "Wait until it is done; a job that nobody looks at any more is removed after three minutes.")
+                job.clear()
         return mine
 
     @classmethod
@@ -166,6 +164,19 @@ class Job:
         """End what runs in it and remove it."""
         self.kill()
         self.held.shell(f"rm -rf {shlex.quote(self.folder)}", 60)
+
+
+def check_free(held: Held, base: str = BASE) -> None:
+    """DeviceNotFound while another computer measures there."""
+    _ours(held, base)
+
+
+def _ours(held: Held, base: str) -> list[tuple[str, str, str]]:
+    """(folder, owner, key) of the jobs that this computer may end: its own, and those that nobody looks at any more. DeviceNotFound when there is another one."""
+    rows = listed(held, base)
+    if any(owner != this_computer() and age <= LEASE_SECONDS for _, owner, age, _ in rows):
+        raise DeviceNotFound(f"{held.connection.name} is being measured by another computer.", "Wait until it is done; a job that nobody looks at any more is removed after three minutes.")
+    return [(folder, owner, key) for folder, owner, _, key in rows]
 
 
 def listed(held: Held, base: str = BASE) -> list[tuple[str, str, int, str]]:

@@ -11,7 +11,7 @@ from stages.devices.adb.facts import facts
 from stages.devices.adb.parse import parse_thermal
 from stages.devices.job import Held
 from stages.devices.timing import Conditions
-from stages.errors import InvalidMeasurement, UsageError
+from stages.errors import DeviceHot, UsageError
 
 ABI = "arm64-v8a"
 COOL = 0  # thermal status "none"
@@ -63,12 +63,13 @@ class Thermal:
         return int(found["status"])
 
     def cool(self, seconds: float, say: Callable[[str], None]) -> None:
-        """Wait until the phone isn't hot. InvalidMeasurement (exit 9) when it still is after ``seconds``."""
+        """Wait until the phone isn't hot. DeviceHot (exit 9) when it still is after ``seconds``."""
         end = time.monotonic() + seconds
         said = False
         while (status := self.look(at_once=True)) is not None and status > COOL:
             if time.monotonic() >= end:
-                raise InvalidMeasurement(f"{self.held.connection.name} is still hot (thermal status {status}) after {seconds / 60:g} minutes.", "Let it cool, out of its case and off the charger; or wait longer with bench.cool_minutes.")
+                hot = f"still hot (thermal status {status}) after {seconds / 60:g} minutes" if seconds else f"hot (thermal status {status})"
+                raise DeviceHot(f"{self.held.connection.name} is {hot}.", "Let it cool, out of its case and off the charger; or wait longer with bench.cool_minutes.")
             if not said:
                 say(f"{self.held.connection.name} is hot (thermal status {status}): waiting up to {seconds / 60:g} minutes")
                 said = True

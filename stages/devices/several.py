@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,6 +18,11 @@ GONE = (DeviceLost, DeviceNotFound, DeviceUnauthorised)
 DEFAULT = TimingProtocol()
 
 
+def kind(identity: Mapping[str, Any]) -> tuple[str, ...]:
+    """What phones have in common whose times can be compared."""
+    return identity["model"], identity["soc"], identity["abi"]
+
+
 class Several:
     """The Device protocol on phones of the same kind, named by their specs. They take turns; one that is gone is tried again after all others."""
 
@@ -29,9 +34,9 @@ class Several:
     def probe(self) -> dict[str, Any]:
         """The identity of the first, without its serial. UsageError when they are of different kinds: their times can't be compared."""
         found = {spec: phone.probe() for spec, phone in self._phones.items()}
-        kinds = {spec: (who["model"], who["soc"], who["abi"]) for spec, who in found.items()}
-        if len(set(kinds.values())) > 1:
-            raise UsageError(f"The phones differ: {', '.join(f'{spec} is {kind[0]} ({kind[1]})' for spec, kind in kinds.items())}.", "Measure on phones of one model.")
+        if len({kind(who) for who in found.values()}) > 1:
+            listed = ", ".join(f"{spec} is {who['model']} ({who['soc']})" for spec, who in found.items())
+            raise UsageError(f"The phones differ: {listed}.", "Measure on phones of one model.")
         return found[min(found, key=lambda spec: found[spec]["fingerprint"])]  # the same whatever the order they are named in
 
     def outputs(self, models: Sequence[Model], inputs: Sequence[np.ndarray], protocol: TimingProtocol = DEFAULT) -> tuple[tuple[np.ndarray, ...], ...]:
@@ -49,6 +54,10 @@ class Several:
     def manifests(self, models: Sequence[Model]) -> list[dict[str, Any]]:
         """See Device.manifests."""
         return self._ask(lambda phone: phone.manifests(models))
+
+    def ready(self) -> None:
+        """One of them is."""
+        self._ask(lambda phone: phone.ready())
 
     def close(self) -> None:
         """End all connections."""

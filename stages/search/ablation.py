@@ -8,7 +8,7 @@ from typing import Any
 from stages.progress import Progress, bar
 from stages.search.evaluator import FATAL, Evaluator
 from stages.search.lines import describe
-from stages.search.session import measuring_thread
+from stages.search.session import measuring_threads
 from stages.search.space import Choices
 from stages.search.trials import Journal
 
@@ -24,8 +24,8 @@ def ablate(winner: Choices, layers: Sequence[str], dense: Hashable, evaluator: E
     variants: dict[str, Choices] = {"": winner}  # "": the winner itself
     variants |= {layer: (*winner[:i], dense, *winner[i + 1 :]) for i, layer in enumerate(layers) if winner[i] != dense}
     todo = [layer for layer in variants if layer not in known]
-    with bar(progress, "why it won: one layer dense at a time", len(todo)), measuring_thread() as thread:
-        timings = {layer: thread.submit(evaluator.latency, variants[layer]) for layer in todo}
+    with bar(progress, "why it won: one layer dense at a time", len(todo)), measuring_threads(evaluator) as threads:
+        timings = {layer: threads.submit(evaluator.latency, variants[layer]) for layer in todo}
         for layer in todo:
             row: dict[str, Any] = {"layer": layer, "accuracy": None, "latency_ms": None, "error": None}
             try:

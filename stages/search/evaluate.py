@@ -1,4 +1,4 @@
-"""What the search evaluates with: training here or in workers, latency from one process beside it. With accuracy.py, latency.py and network.py the only files of search/ that import tasks, compiler or devices."""
+"""What the search evaluates with: training here or in workers, latency from a process beside it for each device. With accuracy.py, latency.py and network.py the only files of search/ that import tasks, compiler or devices."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from stages.compiler import toolchain
+from stages.compiler.target import HOST
 from stages.config import Config
 from stages.parallel import Pool, open_pool
 from stages.progress import Progress
@@ -16,7 +18,8 @@ from stages.search.accuracy import FastEvaluation, serve_training
 from stages.search.candidate import Candidates
 from stages.search.early_stop import StopRule
 from stages.search.evaluator import Evaluator, Inline, Trained, Trainers
-from stages.search.latency import REFERENCE_RUNS, serve_latency
+from stages.search.latency import REFERENCE_RUNS, how_measured, serve_latency
+from stages.search.measuring import Measurers
 from stages.search.network import MODEL, open_candidates, open_network
 from stages.search.scheme_space import SchemeSpace
 from stages.search.space import Choices
@@ -24,7 +27,9 @@ from stages.search.trials import Journal, Timing
 from stages.search.worker import Worker
 from stages.tasks import Task
 
-__all__ = ["MODEL", "open_candidates", "open_evaluator", "open_network", "share_cores"]
+__all__ = ["MODEL", "how_measured", "open_candidates", "open_evaluator", "open_network", "share_cores"]
+
+PHONE_SECONDS = 1800.0  # for one measurement there, which may have to wait for reconnections
 
 
 @contextmanager
@@ -33,20 +38,21 @@ def open_evaluator(config: Config, task: Task, candidates: Candidates, space: Sc
 
     The dense network is measured once, before any training, and journalled: a search that is continued keeps its budget.
     """
-    c, (measuring, training) = config.search_scheme, share_cores(config.search_scheme.train_threads, config.compile.threads)
+    c, here = config.search_scheme, config.probe.device == HOST
+    measuring, training = share_cores(c.train_threads, config.compile.threads if here else 1)  # for a phone these cores only compile
     fast = FastEvaluation(config, task, candidates)
     with (
         pinned(training),
-        Worker(serve_latency, config, c.runs, cpus=measuring) as worker,
+        open_measurers(config, measuring, progress) as measurers,
         open_trainers(config, task, fast, space, training, progress) as trainers,
     ):
         dense_ms = journal.note("dense_ms")
         if dense_ms is None:
-            dense_ms = journal.note("dense_ms", worker.call(None))
+            dense_ms = journal.note("dense_ms", measurers.call(None))
         budget_ms = c.budget_ms if c.budget_ms is not None else c.budget_ratio * dense_ms
 
         def timing(choices: Choices, runs: int) -> Timing:
-            ratio, low, high, dense = worker.call((space.scheme(choices), runs, budget_ms / dense_ms))
+            ratio, low, high, dense = measurers.call((space.scheme(choices), runs, budget_ms / dense_ms))
             return Timing(ratio * dense_ms, dense, (low * dense_ms, high * dense_ms))
 
         yield (
@@ -56,10 +62,21 @@ def open_evaluator(config: Config, task: Task, candidates: Candidates, space: Sc
                 lambda choices: timing(choices, max(c.runs, REFERENCE_RUNS)),
                 lambda choices: fast.one_shot(space.scheme(choices)),
                 task.metric_name,
+                measurers.size,
             ),
             dense_ms,
             budget_ms,
         )
+
+
+def open_measurers(config: Config, cpus: Collection[int], progress: Progress) -> Measurers:
+    """A process on ``cpus`` for each device of probe.device."""
+    c, specs = config.search_scheme, [spec.strip() for spec in config.probe.device.split(",")]
+    timeout: dict[str, float] = {}
+    if config.probe.device != HOST:
+        toolchain.prepare(toolchain.STATIC, progress.say)  # the first time takes minutes, which the person is told
+        timeout = {"timeout": PHONE_SECONDS}
+    return Measurers({spec: Worker(serve_latency, config, spec, cpus=cpus, **timeout) for spec in specs}, progress.say, 60 * c.patience_minutes)
 
 
 @contextmanager

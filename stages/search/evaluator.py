@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from stages.errors import DeviceFull, DeviceLost, DeviceNotFound, DeviceUnauthorised, Interrupted, NpasError
+from stages.errors import DeviceFull, DeviceHot, DeviceLost, DeviceNotFound, DeviceUnauthorised, Interrupted, NpasError
 from stages.search.early_stop import Curve, StopRule
 from stages.search.space import Choices
 from stages.search.trials import Timing
 
-FATAL = (DeviceNotFound, DeviceUnauthorised, DeviceLost, DeviceFull, Interrupted)  # not the candidate's fault: stop, and continue later
+FATAL = (DeviceNotFound, DeviceUnauthorised, DeviceLost, DeviceFull, DeviceHot, Interrupted)  # not the candidate's fault: stop, and continue later
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Inline:
 class Evaluator:
     """How a candidate is evaluated.
 
-    ``latency`` runs in a thread of its own, one call at a time, beside training. ``confirm`` measures the final candidates, when nothing trains. ``one_shot`` is the accuracy
+    ``latency`` runs in ``measurers`` threads of its own, beside training: as many calls at a time as there are devices. ``confirm`` measures the final candidates, when nothing trains. ``one_shot`` is the accuracy
     without any training. They may raise: the candidate is then a failed trial, except for a lost device (FATAL), which stops the search.
     """
 
@@ -82,6 +82,7 @@ class Evaluator:
     confirm: Callable[[Choices], Timing]
     one_shot: Callable[[Choices], float]
     metric: str = "top1"
+    measurers: int = 1
 
 
 @dataclass(frozen=True)

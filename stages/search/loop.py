@@ -11,7 +11,7 @@ from stages.search.confirm import confirm
 from stages.search.evaluator import FATAL, Evaluator, Rules
 from stages.search.lines import describe
 from stages.search.sampler import Sampler
-from stages.search.session import Session, measured
+from stages.search.session import Session, measured, measuring_threads
 from stages.search.space import Choices, Space, Trial
 from stages.search.trials import Journal
 
@@ -58,10 +58,11 @@ def survey(space: Space, evaluator: Evaluator, journal: Journal, rules: Rules, p
     """
     known = journal.timings("timing")
     todo = [choices for choices in space.first if choices not in known]
-    with bar(progress, "measuring uniform schemes", len(todo)):
+    with bar(progress, "measuring uniform schemes", len(todo)), measuring_threads(evaluator) as threads:
+        timings = {choices: threads.submit(measured, choices, evaluator, journal) for choices in todo}
         for choices in todo:
             try:
-                known[choices] = measured(choices, evaluator, journal)
+                known[choices] = timings[choices].result()
             except FATAL:
                 raise
             except Exception as error:

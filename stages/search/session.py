@@ -44,14 +44,14 @@ class Session:
     def run(self) -> None:
         """Replay the journal, then go on until ``rules.trials`` are told or there is nothing more to propose."""
         self.replay()
-        with measuring_thread() as thread:
+        with measuring_threads(self.evaluator) as threads:
             while len(self.sampler.told) < self.rules.trials or next(iter(self.sampler.pending), None) in self.done:
                 self.propose()
                 if not self.sampler.pending:
                     told, size = len(self.sampler.told), self.sampler.space.size
                     self.progress.say(f"all {size} candidates are evaluated" if told == size else f"the strategy has nothing to propose after {told} trials")
                     return
-                self.measure(thread)
+                self.measure(threads)
                 self.train()
                 first = next(iter(self.sampler.pending))
                 if first in self.done:
@@ -95,14 +95,14 @@ class Session:
             self.seen_at |= dict.fromkeys(batch, len(sampler.told))
             self.journal.append("ask", trials=sampler.trials, n=n, told=len(sampler.told), candidates=[sampler.space.encode(c) for c in batch])
 
-    def measure(self, thread: ThreadPoolExecutor) -> None:
+    def measure(self, threads: ThreadPoolExecutor) -> None:
         """Queue the latencies that are missing."""
         for choices in self.open():
             if choices not in self.timings and choices not in self.done:
-                self.timings[choices] = thread.submit(self.timing, choices)
+                self.timings[choices] = threads.submit(self.timing, choices)
 
     def timing(self, choices: Choices) -> Timing:
-        """The candidate's latency, measured unless the journal has it. Runs in the measuring thread."""
+        """The candidate's latency, measured unless the journal has it. Runs in a measuring thread."""
         return self.known.get(choices) or measured(choices, self.evaluator, self.journal)
 
     def train(self) -> None:
@@ -111,7 +111,7 @@ class Session:
             if choices in self.done or choices in self.training:
                 continue
             if not self.timings[choices].done():
-                return
+                continue  # another device may be done with the next one
             untrained = self.untrained(choices)
             if untrained is None:
                 self.training.add(choices)
@@ -185,9 +185,9 @@ class Session:
 
 
 @contextmanager
-def measuring_thread() -> Iterator[ThreadPoolExecutor]:
-    """One thread, for a device measures one candidate at a time; what is queued is dropped at the end."""
-    executor = ThreadPoolExecutor(1, "latency")
+def measuring_threads(evaluator: Evaluator) -> Iterator[ThreadPoolExecutor]:
+    """One thread for each device: that measures one candidate at a time. What is queued is dropped at the end."""
+    executor = ThreadPoolExecutor(evaluator.measurers, "latency")
     try:
         yield executor
     finally:

@@ -68,6 +68,7 @@ FAILURES = [
     (errors.DeviceFull("It broke.", "Mend it."), 7),
     (errors.RunnerCrashed("It broke.", "Mend it."), 8),
     (errors.InvalidMeasurement("It broke.", "Mend it."), 9),
+    (errors.DeviceHot("It broke.", "Mend it."), 9),
     (errors.WrongOutput("It broke.", "Mend it."), 10),
     (errors.TooSlow("It broke.", "Mend it."), 11),
     (errors.WorkerLost("It broke.", "Mend it."), 1),
