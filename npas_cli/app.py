@@ -80,7 +80,7 @@ def _run(command: Command, loaded: config.Loaded, screen: ui.Screen, as_json: bo
     elif command.section == "report" and not screen.quiet:
         _print_report(result)
     else:
-        screen.say(f"wrote {', '.join(command.written(loaded.config.compile.target))}")
+        screen.say(f"wrote {', '.join(command.written(loaded.config.compile.target, loaded.config.compile.backend))}")
     if loaded.overrides and command in COMMANDS:
         screen.say(f"To record this run: {record_line(loaded.overrides)}")
 

@@ -23,10 +23,12 @@ class Command:
         """The word to type: ``search-scheme``."""
         return self.section.replace("_", "-")
 
-    def written(self, target: str) -> tuple[str, ...]:
-        """``writes`` when it is compiled for ``target``: of 64-bit ARM an executable instead of libraries."""
-        if self.section != "compile" or target == "host":
+    def written(self, target: str, backend: str = "cpu") -> tuple[str, ...]:
+        """``writes`` when it is compiled for ``target``: of 64-bit ARM an executable instead of libraries, for OpenCL a folder for each network."""
+        if self.section != "compile" or (target, backend) == ("host", "cpu"):
             return self.writes
+        if backend == "opencl":
+            return tuple(f"compile/{target}-opencl/{file}" for file in ("model", "dense", "original", "manifest.json", "metrics.json"))
         return tuple(f"compile/{target}/{file}" for file in ("runner", "manifest.json", "metrics.json"))
 
     @property
@@ -91,7 +93,8 @@ COMMANDS = (
         "compile",
         "Compile the pruned network, the dense and the original one for the device.",
         "A library with a plain C interface and the weights inside, checked against PyTorch on random input before it is saved (exit 10 if it differs). "
-        "For android-arm64 and linux-arm64: compile/<target>/runner, a static executable that needs nothing on the device.",
+        "For android-arm64 and linux-arm64: compile/<target>/runner, a static executable that needs nothing on the device. "
+        "--backend opencl: kernels for a phone's GPU in compile/<target>-opencl/, checked on this machine's OpenCL device where it has one.",
         ("probe/device.json", "pretrain/model.pt", "replace_ops/model.pt", "search_scheme/network.pt", "search_scheme/scheme.json", "search_pruner/weights.pt"),
         ("compile/host/model.so", "compile/host/dense.so", "compile/host/original.so", "compile/host/manifest.json", "compile/host/metrics.json"),
         "npas compile --target host",

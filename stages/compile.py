@@ -1,6 +1,7 @@
 """npas compile: the pruned network, and beside it the dense and the original one, for the device. Reads the checkpoints and the scheme; writes compile/<target>/.
 
 For this machine these are shared libraries; for 64-bit ARM one static executable, "runner", that holds all three and times them in turns, and libraries too where the NDK is at hand.
+With the backend opencl a folder for each, compile/<target>-opencl/model and so on, and one runner for all (stages/compiler/opencl).
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from stages.artifacts import load_checkpoint, plain, read_json, sha256, write_json
 from stages.config import Config
-from stages.errors import ArtifactError
+from stages.errors import ArtifactError, UsageError
 from stages.progress import Progress, bar
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from stages.schemes import Scheme
     from stages.tasks import Task
+
+    Networks = Mapping[str, tuple[nn.Module, Scheme | None]]
 
 NETWORKS = ("model", "dense", "original")
 READS = ("pretrain/model.pt", "replace_ops/model.pt", "search_scheme/network.pt", "search_scheme/scheme.json", "search_pruner/weights.pt")
@@ -25,24 +29,40 @@ READS = ("pretrain/model.pt", "replace_ops/model.pt", "search_scheme/network.pt"
 
 def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -> dict[str, Any]:
     """Compile and check all three networks, save libraries or executable, manifest and metrics; returns the metrics. WrongOutput when one doesn't compute what PyTorch computes."""
-    from stages.compiler import toolchain
-    from stages.compiler.api import compile_model
-    from stages.compiler.target import CROSS
-    from stages.compiler.tuning.networks import Request, tune_networks
     from stages.graph import trace
     from stages.schemes import Scheme, resolve
     from stages.tasks import load_network, make_task
 
-    c, task = config.compile, make_task(config.task)
-    folder, cross = Path("compile") / c.target, c.target in CROSS
-    if cross:
-        toolchain.prepare(toolchain.STATIC, progress.say)
+    task = make_task(config.task)
     scheme, pruned = Scheme.from_json(read_json("search_scheme/scheme.json")), _pruned(task)
     networks = {
         "model": (pruned, resolve(scheme, trace(pruned, task.example()))),
         "dense": (load_network("replace_ops/model.pt", task), None),
         "original": (load_network("pretrain/model.pt", task), None),
     }
+    c = config.compile
+    if c.precision != "float32" and c.backend == "cpu":
+        raise UsageError(f"The cpu backend computes in float32, not in {c.precision}.", "Compile with --backend opencl, or leave --precision out.")
+    folder, manifest, metrics = _for_gpu(config, networks, task, progress) if c.backend == "opencl" else _for_cpu(config, networks, task, progress)
+    for note in manifest["notes"]:
+        progress.say(note)
+    record = {"config": {"compile": plain(c)}} | ({"overrides": plain(overrides)} if overrides else {})
+    write_json(folder / "manifest.json", manifest | {"made_from": _made_from()} | record)
+    write_json(folder / "metrics.json", metrics | ({"overrides": plain(overrides)} if overrides else {}))
+    return metrics
+
+
+def _for_cpu(config: Config, networks: Networks, task: Task, progress: Progress) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """(folder, manifest of the pruned network, metrics) of libraries or of an executable."""
+    from stages.compiler import toolchain
+    from stages.compiler.api import compile_model
+    from stages.compiler.target import CROSS
+    from stages.compiler.tuning.networks import Request, tune_networks
+
+    c = config.compile
+    folder, cross = Path("compile") / c.target, c.target in CROSS
+    if cross:
+        toolchain.prepare(toolchain.STATIC, progress.say)
     target = f"{c.target}:{c.mcpu}" if c.mcpu else c.target
     if c.tune_minutes:
         found = tune_networks([Request(module, task.example(), pruning) for module, pruning in networks.values()], c.target, c.tune_minutes, progress)
@@ -55,19 +75,32 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
                 made[name].save(folder / f"{name}.so")
             progress.advance(f"{name}: {_outcome(made[name].manifest)}")
     counts = _save_cross(made, folder, progress) if cross else {}
-    manifest = made["model"].manifest
-    for note in manifest["notes"]:
-        progress.say(note)
-    record = {"config": {"compile": plain(c)}} | ({"overrides": plain(overrides)} if overrides else {})
-    metrics = (
-        {key: manifest[key] for key in ("max_abs_err", "max_abs_output", "macs", "weights_bytes", "workspace_bytes")}
-        | counts
-        | {"macs_dense": made["dense"].manifest["macs"]}
-    )
     digest = {"runner_sha256": sha256(folder / "runner")} if cross else {"so_sha256": sha256(folder / "model.so")}
-    write_json(folder / "manifest.json", manifest | counts | digest | {"made_from": _made_from()} | record)
-    write_json(folder / "metrics.json", metrics | ({"overrides": plain(overrides)} if overrides else {}))
-    return metrics
+    return folder, made["model"].manifest | counts | digest, _metrics(made) | counts | {"macs_dense": made["dense"].manifest["macs"]}
+
+
+def _for_gpu(config: Config, networks: Networks, task: Task, progress: Progress) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """(folder, manifest of the pruned network, metrics) of OpenCL kernels; where this machine has an OpenCL device, they ran on it, and the metrics tell how long."""
+    from stages.compiler.opencl import model
+    from stages.compiler.opencl.api import compile_opencl
+
+    c = config.compile
+    folder, made = Path("compile") / f"{c.target}-opencl", {}
+    with bar(progress, "compiling", len(networks)):
+        for name, (module, pruning) in networks.items():
+            made[name] = compile_opencl(module, task.example(), pruning, c.target, c.precision, tolerance=c.tolerance)
+            made[name].network.write(folder / name)
+            progress.advance(f"{name}: {_outcome(made[name].manifest)}")
+    if not model.save_runner(c.target, folder / "runner"):
+        progress.say(f"Only the source of the phone's runner was written, {folder}/runner.c: ANDROID_NDK_HOME isn't set.")
+    times = model.time(made) if made["model"].manifest["checked_on"] else {}
+    if times:
+        progress.say(model.describe(times))
+    return folder, made["model"].manifest, _metrics(made) | {"macs_dense": made["dense"].manifest["macs"]} | ({"opencl": times} if times else {})
+
+
+def _metrics(made: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: made["model"].manifest[key] for key in ("max_abs_err", "max_abs_output", "macs", "weights_bytes", "workspace_bytes")}
 
 
 def is_current(config: Config) -> bool:

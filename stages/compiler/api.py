@@ -114,8 +114,8 @@ class Build:
             "schema": "npas-manifest/1",
             "target": {"name": self.name} | {key: target[key] for key in ("triple", "mcpu", "isa", "threads")},
             "tvm": cache.tvm_version(),
-            "inputs": _ports(self.program.inputs, "input"),
-            "outputs": _ports(self.program.outputs, "output"),
+            "inputs": ports(self.program.inputs, "input"),
+            "outputs": ports(self.program.outputs, "output"),
             "kernels": [_row(kernel, self.layouts) for kernel in self.kernels],
             "max_abs_err": measured.get("max_abs_err"),
             "max_abs_output": measured.get("max_abs_output"),
@@ -129,8 +129,9 @@ class Build:
         return json.dumps(document, indent=1) + " " * room
 
 
-def _ports(ports: Sequence[tuple[str, tuple[int, ...]]], kind: str) -> list[dict[str, Any]]:
-    return [{"name": name if kind == "input" else f"output{i}", "shape": list(shape), "dtype": "float32"} for i, (name, shape) in enumerate(ports)]
+def ports(named: Sequence[tuple[str, tuple[int, ...]]], kind: str) -> list[dict[str, Any]]:
+    """The manifest's word on what goes in or comes out."""
+    return [{"name": name if kind == "input" else f"output{i}", "shape": list(shape), "dtype": "float32"} for i, (name, shape) in enumerate(named)]
 
 
 def _row(kernel: Kernel, placed: Mapping[str, Layout]) -> dict[str, Any]:
