@@ -119,6 +119,15 @@ def _print_report(result: Mapping[str, Any]) -> None:
         return [row["network"], ui.percent(row.get("top1")), latency, interval, ui.count(row.get("macs")), speedup]
 
     ui.print_table(["network", "top-1 %", "latency ms", "95% interval", "MACs", "speed-up"], [cells(row) for row in result["rows"]])
+    if result.get("devices"):
+        from npas_cli.report_devices import HEAD
+
+        def figures(row: Mapping[str, Any]) -> list[str]:
+            latency, speedup = (" .. ".join(f"{end:.3f}" for end in row[key]) for key in ("ci95", "speedup_ci95"))
+            return [row["device"], f"{row['latency_ms']:.3f}", latency, f"{row['dense_ms']:.3f}", f"{row['speedup']:.2f}x", speedup, row["remark"]]
+
+        print()
+        ui.print_table(HEAD, map(figures, result["devices"]))
     if result["budget_ms"] is not None and result["budget_met"] is not None:
         print(f"budget {result['budget_ms']:.3f} ms: {'met' if result['budget_met'] else 'NOT met'}")
     print(f"report {result['report']}")

@@ -108,6 +108,7 @@ def verdict(run: Run) -> Verdict:
 
 def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -> dict[str, Any]:
     """Write report.html; returns the headline rows, the budget in ms of the bench session, whether it is met, and the path."""
+    from npas_cli.report_devices import device_rows
     from npas_cli.report_page import page
 
     found = load()
@@ -118,4 +119,4 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
 
     path = write_atomic("report.html", write)
     judged = verdict(found)
-    return {"rows": rows(found), "budget_ms": judged.limit_ms, "budget_met": judged.met, "report": str(path)}
+    return {"rows": rows(found), "budget_ms": judged.limit_ms, "budget_met": judged.met, "report": str(path)} | ({"devices": device_rows(found.bench)} if found.bench.get("others") else {})

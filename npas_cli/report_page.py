@@ -9,6 +9,7 @@ from typing import Any
 from npas_cli.charts import esc
 from npas_cli.report import NAMES, Run, command
 from npas_cli.report_choices import filter_types, preferences, why
+from npas_cli.report_devices import devices
 from npas_cli.report_search import history, pareto, race, samples
 from npas_cli.report_sections import TIMES, emulated, headline, layer_times, replacements, scheme_map, section, table
 
@@ -90,7 +91,7 @@ footer { margin-top: 48px; color: var(--soft); font-size: 13px; }
 
 def page(run: Run, title: str) -> str:
     """The whole HTML document; the same bytes for the same artifacts."""
-    parts = [pareto(run), history(run), scheme_map(run), why(run), preferences(run), filter_types(run), layer_times(run), race(run), replacements(run), samples(run), provenance(run), notes(run)]
+    parts = [devices(run), pareto(run), history(run), scheme_map(run), why(run), preferences(run), filter_types(run), layer_times(run), race(run), replacements(run), samples(run), provenance(run), notes(run)]
     name = f"{title}: {run.bench['model']['name']}"
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark"><title>{esc(name)}</title><style>{CSS}</style>'
     warning = emulated(run.bench)

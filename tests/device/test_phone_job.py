@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 
 import numpy as np
 import pytest
+from c_models import build
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from phone_kit import FolderPhone, c_source, linked
 
-from stages.devices import TimingProtocol, android
+from stages.devices import TimingProtocol, android, runner
 from stages.devices.clusters import choose_cores
 from stages.devices.correct import Expected
+from stages.devices.host import HostDevice
 from stages.devices.several import Several
 from stages.errors import DeviceLost, DeviceNotFound, InvalidMeasurement, UsageError, WrongOutput
 
@@ -159,3 +162,25 @@ def test_phones_of_different_kinds_are_refused(tmp_path):
 def test_clusters(wanted, threads, cores):
     clusters = [{"cores": [7], "max_khz": 3_000_000}, {"cores": [4, 5, 6], "max_khz": 2_400_000}, {"cores": [0, 1, 2, 3], "max_khz": 1_800_000}]
     assert choose_cores(wanted, (), threads, clusters, range(8)) == cores
+
+
+def test_this_machine_and_a_phone_run_one_runner(tmp_path, phone, monkeypatch):
+    """Libraries that are loaded here, an executable that holds them there: out of one runner.c, told in the same events with the same fields, judged by the same rules."""
+    sources = {"model": c_source(2.0, ms=0.2), "dense": c_source(3.0, ms=1.0)}
+    told: list[dict[str, set[str]]] = []
+    read = runner.read_events
+
+    def reading(lines):
+        lines = list(lines)
+        events = [json.loads(line) for line in lines]
+        told.append({event["event"]: set(event) for event in events})
+        return read(lines)
+
+    monkeypatch.setattr(runner, "read_events", reading)
+    here = HostDevice().measure([build(tmp_path, name, source) for name, source in sources.items()], [X], QUICK, expected(2, 3))
+    on_host = told[-1]
+    there = phone.device().measure(linked(tmp_path / "linked", **sources), [X], QUICK, expected(2, 3))
+    assert on_host == told[-1] and {"loaded", "first", "check", "round", "affinity", "end"} <= set(on_host)
+    for a, b in zip(here.outputs, there.outputs, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert np.shape(here.samples_ms) == np.shape(there.samples_ms) == (2, 12) and here.manifests == there.manifests

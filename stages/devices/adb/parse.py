@@ -33,7 +33,7 @@ def parse_df(text: str) -> int | None:
 
 def parse_battery(text: str) -> dict[str, Any] | None:
     """``dumpsys battery``: level in percent, temperature in degrees Celsius (printed in tenths), whether it is plugged in, status. None when there is no such service."""
-    found = dict(re.findall(r"^\s*([\w ]+): (\S+)\s*$", text, re.MULTILINE))
+    found = dict(reversed(re.findall(r"^\s*([\w ]+): (\S+)\s*$", text, re.MULTILINE)))  # the first of a name: makers add theirs below
     if "level" not in found:
         return None
     scale, status, tenths = int(found.get("scale", 100)), _integer(found.get("status")), _integer(found.get("temperature"))

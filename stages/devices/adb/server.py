@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import struct
 import time
@@ -16,6 +17,8 @@ from stages.progress import Progress
 
 PIECE = 64 * 1024  # SYNC_DATA_MAX
 POLL_SECONDS = 0.5
+_STATES = "no permissions|device|offline|unauthorized|authorizing|connecting|recovery|sideload|rescue|bootloader|host|detached|unknown"  # AOSP, adb.cpp and transport.cpp
+_DEVICE = re.compile(rf"(\s*\S.*?)\s+({_STATES})(?!\S)(.*)")
 
 
 def server_port() -> int:
@@ -35,14 +38,12 @@ def server_devices() -> dict[str, dict[str, str]] | None:
 
 
 def parse_devices(text: str) -> dict[str, dict[str, str]]:
-    """The lines of host:devices-l: serial, state, then key:value pairs. A state of several words ("no permissions (...); see [...]") is cut to its first two."""
+    """The lines of host:devices-l: serial, state, then key:value pairs. A serial may begin with a space or hold some; a state of several words ("no permissions (...); see [...]") is cut to its first two."""
     found = {}
     for line in text.splitlines():
-        serial, _, rest = line.partition(" ") if "\t" not in line else line.partition("\t")
-        words = rest.split()
-        if serial and words:
-            state = "no permissions" if words[0] == "no" else words[0]
-            found[serial] = {"state": state} | dict(word.split(":", 1) for word in words[1:] if ":" in word and not word.startswith(("[", "http")))
+        if match := _DEVICE.fullmatch(line):
+            serial, state, rest = match.groups()
+            found[serial] = {"state": state} | dict(word.split(":", 1) for word in rest.split() if ":" in word and not word.startswith(("[", "http")))
     return found
 
 
