@@ -19,7 +19,7 @@ _Made = TypeVar("_Made")
 _KINDS = ("conv2d", "linear", "depthwise", "batch_norm")
 
 
-class _Partition:
+class Partition:
     """Channels in sets, which are cut finer and finer."""
 
     def __init__(self, labels: np.ndarray):
@@ -33,7 +33,7 @@ class _Partition:
         self.count += int(new.max(initial=-1)) + 1
 
 
-def _pieces(graph: Graph, traced: Flow) -> Iterator[np.ndarray]:
+def group_pieces(graph: Graph, traced: Flow) -> Iterator[np.ndarray]:
     """The channels of each group of each grouped convolution, those that it reads and those that it makes."""
     for layer in graph:
         if layer.name in traced.reads and layer.attrs.get("groups", 1) > 1:
@@ -63,11 +63,11 @@ def channel_classes(graph: Graph) -> dict[str, np.ndarray]:
 
 def _classes(graph: Graph) -> tuple[dict[str, np.ndarray], Flow]:
     traced = flow(graph)
-    parts = _Partition(np.zeros(len(traced.pinned), int))
+    parts = Partition(np.zeros(len(traced.pinned), int))
     for layer in graph:
         if _kind(layer) in _KINDS and layer.name in traced.of:
             parts.refine(traced.of[layer.name])
-    for ids in _pieces(graph, traced):
+    for ids in group_pieces(graph, traced):
         parts.refine(ids)
     labels = np.where(traced.lasting | _unique_rows(graph, traced), -1, parts.labels)
     return _numbered({name: labels[ids] for name, ids in traced.of.items()}), traced
@@ -113,7 +113,7 @@ def _couplings(graph: Graph) -> list[dict[str, str]]:
     classes, traced = _once(graph, _classes)
     sizes = {layer.module: len(traced.of[layer.name]) for layer in graph if layer.name in traced.of}
     members = [found for found in _rows(graph, classes, traced).values() if {"conv2d", "linear"} & {kind for kind, _ in found.values()}]
-    return [{module: _text(kind, rows, sizes[module]) for module, (kind, rows) in found.items()} for found in members]
+    return [{module: places_text(kind, rows, sizes[module]) for module, (kind, rows) in found.items()} for found in members]
 
 
 def _once(graph: Graph, make: Callable[[Graph], _Made]) -> _Made:
@@ -123,7 +123,7 @@ def _once(graph: Graph, make: Callable[[Graph], _Made]) -> _Made:
     return vars(graph)[make.__name__]
 
 
-def _text(kind: str, rows: np.ndarray, size: int) -> str:
+def places_text(kind: str, rows: np.ndarray, size: int) -> str:
     """The inverse of ``places``."""
     if np.array_equal(rows, np.arange(size)):
         return kind
