@@ -74,12 +74,13 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
         f"{task.metric_name} {100 * (best.accuracy or 0):.1f} at {best.latency_ms:.3g} ms, {found['speedup']:.2f} times as fast as dense; {found['feasible']} of {len(outcome.trials)} trials met the budget"
     )
     scheme, base = space.scheme(best.choices), load_checkpoint(evaluate.MODEL)
+    winner = candidates.build(scheme)
     save_checkpoint("search_scheme/network.pt", {
-        "state_dict": candidates.build(scheme).module.state_dict(), "model": base["model"], "replacements": base["replacements"], "filter_types": scheme.filter_types, **record,
+        "state_dict": winner.module.state_dict(), "model": base["model"], "replacements": base["replacements"], "filter_types": scheme.filter_types, **record,
     })  # fmt: skip
     budget = {"ms": c.budget_ms, "ratio": c.budget_ratio if c.budget_ms is None else None}
     write_json(
         "search_scheme/scheme.json",
-        {"target": config.probe.device, "budget": budget, **scheme.to_json(), "inputs": inputs, **record},
+        {"target": config.probe.device, "budget": budget, **scheme.to_json(), "orders": plain(winner.orders), "inputs": inputs, **record},
     )
     return found

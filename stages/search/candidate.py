@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -11,6 +12,7 @@ from stages.config import SearchScheme
 from stages.graph import Graph
 from stages.graph.retype import replaceable, retype_
 from stages.schemes import Scheme, resolve
+from stages.schemes.grouping import regroup_
 from stages.search.reconstruct import Reconstructed
 
 NOTHING = Reconstructed()
@@ -18,21 +20,26 @@ NOTHING = Reconstructed()
 
 @dataclass(frozen=True)
 class Candidate:
-    """``module`` is a copy of its own, ``graph`` is what tracing it would give, ``scheme`` names the paths of this very module."""
+    """``module`` is a copy of its own, ``graph`` is what tracing it would give, ``scheme`` names the paths of this very module.
+
+    ``orders``: the channels that were reordered, see ``regroup_``. The module's weights are in that order; nothing else needs to know.
+    """
 
     module: nn.Module
     graph: Graph
     scheme: Scheme
+    orders: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 class Candidates:
     """Builds candidates from the network that is searched. The network is traced once: a candidate's graph is an edit of its graph.
 
-    ``reconstructed`` holds the initial weights of the filter types; what it lacks is drawn at random, which will do where only latency counts.
+    ``reconstructed`` holds the initial weights of the filter types; what it lacks is drawn at random, which will do where only latency counts. With ``grouping`` filters share blocks with those
+    that they lose least with; latency doesn't depend on it.
     """
 
-    def __init__(self, network: nn.Module, graph: Graph, reconstructed: Reconstructed = NOTHING):
-        self.network, self.graph, self.reconstructed = network, graph, reconstructed
+    def __init__(self, network: nn.Module, graph: Graph, reconstructed: Reconstructed = NOTHING, grouping: bool = False):
+        self.network, self.graph, self.reconstructed, self.grouping = network, graph, reconstructed, grouping
 
     def build(self, scheme: Scheme) -> Candidate:
         """The candidate that ``scheme`` describes (by the layers of the searched network), in eval mode. UsageError when a layer can't take its filter type."""
@@ -41,7 +48,8 @@ class Candidates:
         for path, kind in types.items():
             if kind in self.reconstructed.tensors.get(path, ()):
                 module.get_submodule(path).load_state_dict(self.reconstructed.tensors[path][kind])
-        return Candidate(module.eval(), graph, resolve(scheme, graph))
+        resolved = resolve(scheme, graph)
+        return Candidate(module.eval(), graph, resolved, regroup_(module, graph, resolved) if self.grouping else {})
 
 
 def searched_types(network: nn.Module, graph: Graph, settings: SearchScheme) -> dict[str, tuple[str, ...]]:

@@ -31,9 +31,9 @@ def open_candidates(config: Config, task: Task, network: nn.Module, graph: Graph
     """What builds the candidates, with initial weights for every filter type; these are found at the first call and kept in the state folder, for the other processes too."""
     c, types = config.search_scheme, searched_types(network, graph, config.search_scheme)
     if not types:
-        return Candidates(network, graph)
+        return Candidates(network, graph, grouping=c.grouping)
     count = min(c.calibration, task.size("train"))
     images = (task.inputs(batch) for batch in task.batches("train", limit=count))
     folder = state_dir("reconstruct", state_key(sha256(MODEL), config.task, types, c.calibration, c.sweeps, code_version(RECONSTRUCTION)))
     with cpu_threads(c.train_threads):
-        return Candidates(network, graph, load_or_reconstruct(folder / "filter_types.pt", network, types, images, count, c.sweeps, progress))
+        return Candidates(network, graph, load_or_reconstruct(folder / "filter_types.pt", network, types, images, count, c.sweeps, progress), c.grouping)
