@@ -65,7 +65,9 @@ class Taps:
 
 
 def kernel_alignment(x: Tensor, y: Tensor) -> Tensor:
-    """<K, L> / (|K| |L|) of the Gram matrices K = X X', L = Y Y' over the batch: 1 when both see the same similarities between samples, however wide they are. (N, ...), (N, ...) -> scalar."""
+    """<K, L> / (|K| |L|) of the Gram matrices K = X X', L = Y Y' over the batch: 1 when both see the same similarities between samples, however wide they are and in whatever order
+    their channels are (stages/schemes/grouping.py). (N, ...), (N, ...) -> scalar.
+    """
     with torch.autocast(x.device.type, enabled=False):
         k, m = (f @ f.T for f in (x.flatten(1).float(), y.flatten(1).float()))
         return (k * m).sum() / (k.norm() * m.norm()).clamp_min(torch.finfo(torch.float32).tiny)
