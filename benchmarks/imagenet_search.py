@@ -47,7 +47,7 @@ def params(o: argparse.Namespace, model: str) -> dict[str, dict[str, Any]]:
     """params.yaml of one run."""
     task = {"model": f"benchmarks.shared_data.networks:{model}", "data": f"benchmarks.shared_data.imagenet:{DATA[model]}", "image_size": 224, "batch_size": 32, "augment": "none",
             "precision": o.precision, "threads": o.threads}  # fmt: skip
-    search = {"budget_ratio": o.ratio, "trials": o.trials, "train_limit": o.search_images, "train_threads": o.threads, "lr": 0.0002, "epochs": 1, "distill": 1.0}
+    search = {"budget_ratio": o.ratio, "trials": o.trials, "train_limit": o.search_images, "train_threads": o.threads, "lr": 0.0002, "epochs": 1, "distill": 1.0, "ablate": False}
     pruner = {"algorithms": ["gradual"], "distill": "yes", "distill_weight": 1.0, "epochs": o.epochs, "lr": 0.0003, "weight_decay": 0.0}
     return {"task": task, "pretrain": {"epochs": 0}, "replace_ops": {"epochs": 0}, "search_scheme": search, "search_pruner": pruner}
 

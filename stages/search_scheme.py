@@ -27,6 +27,7 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
     from stages.search.one_for_all import knowing_one_for_all
     from stages.search.results import history_rows, infeasible, metrics, preferences, trial_rows
     from stages.search.scheme_space import focus, scheme_space
+    from stages.search.sensitivity import estimate
     from stages.search.trials import Journal, code_version
 
     began, c = time.monotonic(), config.search_scheme
@@ -48,8 +49,11 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
             progress.say(f"{config.probe.device} is EMULATED, not a phone: its milliseconds mean nothing")
         progress.say(f"dense {dense_ms:.3g} ms, budget {budget_ms:.3g} ms, {len(space.layers)} of {len(graph.prunable)} prunable layers are searched")
         rules = Rules(budget_ms, c.trials, c.batch, c.margin, c.early_stop_confidence if c.early_stop else None)
+        known = space.space
+        if "ilp" in (c.strategy, tunables.get("warm_start")):
+            known = known.knowing(costs=estimate(known, evaluator, journal, progress))
         outcome = search(
-            space.space, lambda s: make_sampler(c.strategy, focus(s, s.first), c.trials, budget_ms, c.seed, **tunables), evaluator, journal, rules, progress
+            known, lambda s: make_sampler(c.strategy, focus(s, s.first), c.trials, budget_ms, c.seed, **tunables), evaluator, journal, rules, progress
         )
         names = [layer.module for layer in space.layers]
         ablation = ablate(outcome.best.choices, names, DENSE, evaluator, journal, progress) if c.ablate and outcome.best else []

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+from functools import cached_property
+from typing import Any
+
+import torch
 from torch import nn
 
 from stages.config import Config
@@ -13,9 +18,11 @@ from stages.search.early_stop import CurveKeeper, StopRule
 from stages.search.evaluator import Trained
 from stages.search.network import open_candidates, open_network
 from stages.tasks import FitHooks, Task, fit, recalibrate_bn
+from stages.tasks.placed import placed
 from stages.tasks.train import cpu_threads
 
 RECALIBRATION = 256  # training images for the batch norms of a candidate
+COMPARED = 128  # training images on which the outputs of a candidate without any training are compared with the network's
 
 
 class FastEvaluation:
@@ -43,6 +50,31 @@ class FastEvaluation:
         with cpu_threads(self.config.train_threads):
             prune_(built.module, built.scheme)
             return self.settled(built.module)
+
+    def damage(self, scheme: Scheme) -> float:
+        """How far the outputs of the candidate, pruned and not trained at all, are from the searched network's: the task's distillation loss, which needs no labels and is 0 for the network itself.
+
+        In both, batch norms take the statistics of the batch, as the candidate's would be estimated anew.
+        """
+        built = self.candidates.build(scheme)
+        with cpu_threads(self.config.train_threads), torch.no_grad():
+            prune_(built.module, built.scheme)
+            batches, wanted = self._compared
+            losses = [float(self.task.distill_loss(o, w, 1.0)) for o, w in zip(self._outputs(built.module, batches), wanted, strict=True)]
+        return sum(losses) / len(losses)
+
+    @cached_property
+    def _compared(self) -> tuple[list[Any], list[Any]]:
+        batches = [self.task.inputs(batch) for batch in self.task.batches("train", limit=COMPARED)]
+        return batches, self._outputs(copy.deepcopy(self.candidates.network), batches)
+
+    def _outputs(self, module: nn.Module, batches: list[Any]) -> list[Any]:
+        """Of a module that is thrown away afterwards: the running statistics of its batch norms change."""
+        with placed(module, self.task.device, train=False):
+            for norm in module.modules():
+                if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+                    norm.train()
+            return [module(batch) for batch in batches]
 
     def settled(self, module: nn.Module) -> float:
         """Accuracy on val with batch norms estimated anew."""

@@ -18,10 +18,10 @@ from stages.search.accuracy import FastEvaluation, serve_training
 from stages.search.candidate import Candidates
 from stages.search.early_stop import StopRule
 from stages.search.evaluator import Evaluator, Inline, Trained, Trainers
-from stages.search.latency import REFERENCE_RUNS, how_measured, serve_latency
+from stages.search.latency import REFERENCE_RUNS, LayersOf, how_measured, serve_latency
 from stages.search.measuring import Measurers
 from stages.search.network import MODEL, open_candidates, open_network
-from stages.search.scheme_space import SchemeSpace
+from stages.search.scheme_space import SchemeSpace, by_slot
 from stages.search.space import Choices
 from stages.search.trials import Journal, Timing
 from stages.search.worker import Worker
@@ -55,6 +55,10 @@ def open_evaluator(config: Config, task: Task, candidates: Candidates, space: Sc
             ratio, low, high, dense = measurers.call((space.scheme(choices), runs, budget_ms / dense_ms))
             return Timing(ratio * dense_ms, dense, (low * dense_ms, high * dense_ms))
 
+        def layer_ms(choices: Choices) -> list[float]:
+            shares = measurers.call(LayersOf(space.scheme(choices)))
+            return [dense_ms * share for share in by_slot(space, shares)]
+
         yield (
             Evaluator(
                 trainers,
@@ -63,6 +67,8 @@ def open_evaluator(config: Config, task: Task, candidates: Candidates, space: Sc
                 lambda choices: fast.one_shot(space.scheme(choices)),
                 task.metric_name,
                 measurers.size,
+                lambda choices: fast.damage(space.scheme(choices)),
+                layer_ms,
             ),
             dense_ms,
             budget_ms,

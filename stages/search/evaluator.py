@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -74,7 +74,8 @@ class Evaluator:
     """How a candidate is evaluated.
 
     ``latency`` runs in ``measurers`` threads of its own, beside training: as many calls at a time as there are devices. ``confirm`` measures the final candidates, when nothing trains. ``one_shot`` is the accuracy
-    without any training. They may raise: the candidate is then a failed trial, except for a lost device (FATAL), which stops the search.
+    without any training. They may raise: the candidate is then a failed trial, except for a lost device (FATAL), which stops the search. ``damage`` and ``layer_ms`` are what sensitivity.py asks
+    of candidates before any trial: the loss, and the ms of each slot's part of the network and, last, of the rest; None where no strategy that needs them may run.
     """
 
     trainers: Trainers
@@ -83,6 +84,8 @@ class Evaluator:
     one_shot: Callable[[Choices], float]
     metric: str = "top1"
     measurers: int = 1
+    damage: Callable[[Choices], float] | None = None
+    layer_ms: Callable[[Choices], Sequence[float]] | None = None
 
 
 @dataclass(frozen=True)

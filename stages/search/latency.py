@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from stages.search.network import open_network
 
 REFERENCE_RUNS = 100  # of the dense network alone at the start, and of the candidate at the end
 LONGER, ROUNDS = 3, 3  # near the budget: that many times the runs, and at most that many measurements in all
+PROFILED = 30  # runs of one profile of the kernels
 WARM_UP = 0.2  # seconds; the machine is busy with the search anyway
 
 
@@ -48,9 +51,16 @@ def how_measured(config: Config) -> How:
     return How(config.compile.threads, config.compile.mcpu, "" if config.probe.device == HOST else config.bench.cluster, config.compile.tolerance)
 
 
+@dataclass(frozen=True)
+class LayersOf:
+    """A request: what share of the dense network's time each layer of this candidate takes, by module path. Both are compiled for this machine and timed here, whatever the device."""
+
+    scheme: Scheme
+
+
 def serve_latency(config: Config, spec: str) -> Handler:
     """In the measuring process of the device ``spec``: answers None with the dense network's ms; (scheme, runs, budget ratio) with (ratio, its 95 % interval, dense ms of the same
-    rounds); and READY with nothing, once the device can measure.
+    rounds); LayersOf with shares; and READY with nothing, once the device can measure.
 
     The budget is compared with ``ratio * dense ms at the start``, not with the candidate's raw ms: training runs beside this, and whatever slows the machine slows both networks of a
     round. Nor is one phone of a model as fast as the other. What keeps a phone from measuring is raised at once (measuring.AWAY).
@@ -67,14 +77,25 @@ def serve_latency(config: Config, spec: str) -> Handler:
             return bench.device.ready()
         if request is None:
             return float(np.median(bench.sample({"dense": (dense, reference)}, REFERENCE_RUNS)[0]))
+        if isinstance(request, LayersOf):
+            built = pruned(request.scheme)
+            return layer_shares(bench.compiled_here(built), dense_here(), {layer.name: layer.module for layer in built.graph})
         scheme, runs, limit = request
-        built = candidates.build(scheme)
-        prune_(built.module, built.scheme)
+        built = pruned(scheme)
         pair = {"candidate": (built, bench.compiled(built)), "dense": (dense, reference)}
         rounds = [bench.sample(pair, runs)]
         while (found := relative(rounds))[1] < limit < found[2] and len(rounds) < ROUNDS:
             rounds.append(bench.sample(pair, runs * LONGER))  # within the noise of the budget: measure longer
         return found
+
+    def pruned(scheme: Scheme) -> Candidate:
+        built = candidates.build(scheme)
+        prune_(built.module, built.scheme)
+        return built
+
+    @cache
+    def dense_here() -> CompiledModel:
+        return bench.compiled_here(dense)
 
     return answer
 
@@ -91,6 +112,10 @@ class _Bench:
         target = f"{self.device.target}:{self.how.mcpu}" if self.how.mcpu else self.device.target
         return compile_model(network.module, self.example, network.scheme, target, self.how.threads, graph=network.graph, tolerance=self.how.tolerance, check=self.here)
 
+    def compiled_here(self, network: Candidate) -> CompiledModel:
+        """For this machine."""
+        return compile_model(network.module, self.example, network.scheme, threads=self.how.threads, graph=network.graph, check=False)
+
     def sample(self, networks: dict[str, tuple[Candidate, CompiledModel]], runs: int) -> np.ndarray:
         """Wall ms, (networks, runs), of interleaved rounds. InvalidMeasurement when they never could be trusted."""
         protocol = TimingProtocol(runs=runs, warmup_seconds=WARM_UP, threads=self.how.threads, cluster=self.how.cluster, cool_seconds=0.0)
@@ -106,6 +131,17 @@ class _Bench:
         with torch.inference_mode():
             found = candidate.module(self.example)
         return tuple(o.numpy() for o in (found if isinstance(found, tuple | list) else [found]))
+
+
+def layer_shares(model: CompiledModel, reference: CompiledModel, modules: Mapping[str, str]) -> dict[str, float]:
+    """Time of each module's kernels ("": those of no layer) over that of the whole ``reference``; ``modules`` maps layer names to paths. The smaller of two profiles each, taken in turn."""
+    profiles = [(model.profile(PROFILED), reference.profile(PROFILED)) for _ in range(2)]
+    whole = min(sum(ms for _, _, ms in dense) for _, dense in profiles)
+    found: dict[str, float] = {}
+    for number, (layer, _, ms) in enumerate(profiles[0][0]):
+        path = modules.get(layer, "")
+        found[path] = found.get(path, 0.0) + min(ms, profiles[1][0][number][2]) / whole
+    return found
 
 
 def relative(rounds: list[np.ndarray]) -> tuple[float, float, float, float]:

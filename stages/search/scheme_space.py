@@ -128,6 +128,20 @@ def focus(space: Space, first: Sequence[Choices]) -> Space:
     return space.starting_with(first, _weights(space.slots, first[0], SPREAD))  # type: ignore[arg-type]
 
 
+def by_slot(space: SchemeSpace, figures: Mapping[str, float]) -> list[float]:
+    """Sums of ``figures`` (by module path, of a candidate) for each slot, and last of what belongs to none. What isn't searched counts for the last slot before it: filters pruned there shrink it too."""
+    owners: dict[str, int] = {}
+    number, current = {layer.module: i for i, layer in enumerate(space.layers)}, len(space.layers)
+    for layer in space.graph:
+        current = number.get(layer.module, current)
+        owners[layer.module] = number.get(layer.module, owners.get(layer.module, current))
+    found = [0.0] * (len(space.layers) + 1)
+    for path, value in figures.items():
+        slot = owners.get(path, next((i for owner, i in number.items() if path.startswith(f"{owner}.")), len(space.layers)))
+        found[slot] += value
+    return found
+
+
 def edges(graph: Graph, layers: Sequence[Layer]) -> list[tuple[int, int]]:
     """Data flow between ``layers``, by their positions: (i, j) when a path from i to j meets no other of them."""
     number = {layer.name: i for i, layer in enumerate(layers)}

@@ -31,7 +31,8 @@ class Journal:
     """Everything a search has paid for, one record a line, each synced to disk before the search goes on.
 
     A record is ``{"kind": ..., ...}``: ``note`` (a named value, such as the budget), ``ask`` (which candidates were proposed), ``timing`` (a latency), ``trial`` (a result, in order of completion),
-    ``confirmed`` (a latency measured again at the end), ``ablation`` (the winner without one layer's pruning). Candidates are stored as positions in their slots. A last line that a kill cut short is dropped; damage elsewhere
+    ``confirmed`` (a latency measured again at the end), ``ablation`` (the winner without one layer's pruning),
+    ``loss`` and ``layers`` (a choice's estimates). Candidates are stored as positions in their slots. A last line that a kill cut short is dropped; damage elsewhere
     is an ArtifactError. The file is locked while it is open: a second search on the same state is a UsageError. Appending is safe from several threads.
     """
 

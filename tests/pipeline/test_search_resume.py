@@ -265,3 +265,18 @@ def test_a_budget_out_of_reach_is_told_at_once_with_the_best_reachable(inputs, t
 def test_missing_inputs_are_named(project):
     with pytest.raises(ArtifactError, match="device.json"):
         search_scheme.run(load(None, list(LIVE)).config, Silent())
+
+
+def test_the_integer_program_starts_from_estimates_that_are_measured_once(inputs, tmp_path, monkeypatch):
+    shutil.copytree(inputs, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    sets = (*LIVE, "search_scheme.warm_start=ilp", "search_scheme.filter_types=keep", "search_scheme.ablate=false")
+    search_scheme.run(load(None, [*sets, "search_scheme.trials=4"]).config, Silent())
+    first = journal(tmp_path)
+    kinds = Counter(r["kind"] for r in first)
+    layers = len(next(r for r in first if r["kind"] == "loss")["at"])
+    assert kinds["loss"] == 1 + 2 * layers and kinds["layers"] == 3  # dense, and each layer at each of the two rates; all layers together
+    dense = next(r["value"] for r in first if r["kind"] == "layers" and not any(r["at"]))
+    assert all(ms >= 0 for ms in dense) and 0.5 < sum(dense) / next(r["value"] for r in first if r["kind"] == "note" and r["name"] == "dense_ms") < 2
+    search_scheme.run(load(None, [*sets, "search_scheme.trials=5"]).config, Silent())
+    assert journal(tmp_path)[: len(first)] == first and Counter(r["kind"] for r in journal(tmp_path))["loss"] == kinds["loss"]
