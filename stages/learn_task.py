@@ -71,7 +71,7 @@ def _learnt(config: Config, progress: Progress) -> Commons:
     task = make_task(settings)
     commons, start = _begin(known, task, config)
     weights = sha256(config.task.weights) if config.task.weights else None
-    folder = state_dir("lifelong", state_key(settings, c, before, weights, code_version()))
+    folder = state_dir("lifelong", state_key(settings, c, before, weights, code_version("lifelong")))
     commons = learn(commons, c.name, task, start, c, folder, progress)
     network = loaded(commons, c.name, task.model())
     with cpu_threads(task.threads):

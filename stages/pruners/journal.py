@@ -60,8 +60,8 @@ class Journal:
             raise ArtifactError(f"The journal {self.path} is damaged: {error}.", "Delete it to start anew.") from None
 
 
-def code_version() -> str:
-    """Digest of the sources that decide how an entry ends: a journal of other code is not continued."""
+def code_version(*more: str) -> str:
+    """Digest of the sources that decide how an entry ends, and of the parts of stages/ in ``more``: a journal of other code is not continued."""
     stages = Path(__file__).parents[1]
-    files = sorted(path for part in CODE for path in (stages / part).rglob("*.py"))
+    files = sorted(path for part in (*CODE, *more) for path in (stages / part).rglob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
