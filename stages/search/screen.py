@@ -17,7 +17,7 @@ from stages.search.ilp import IntegerProgram
 from stages.search.sampler import Sampler, draw_distinct
 from stages.search.space import Choices, Space, Trial
 from stages.search.surrogate import Surrogate
-from stages.search.wl import Rounds, wl_histograms
+from stages.search.wl import Numbered, Numbering, wl_counts, wl_histograms
 
 NOISE = (1e-5, 1e-2)  # least and most variance of standardised targets (NAS-BOWL)
 
@@ -46,7 +46,7 @@ class Screened(Sampler):
             if self.space.costs is None:
                 raise UsageError("A warm start by the integer program needs a space with estimates of each choice's loss and latency.", "Give Space(..., costs=Costs(...)), or set warm_start to none.")
             self.warm.told, self.warm.pending = self.told, self.pending
-        self._histograms: dict[Choices, Rounds] = {}
+        self._numbering, self._numbered = Numbering(), dict[Choices, Numbered]()
 
     def propose(self, n: int, rng: np.random.Generator, known: set[Choices]) -> list[Choices]:  # noqa: D102
         self.proposer.trials = self.trials
@@ -54,7 +54,7 @@ class Screened(Sampler):
         if len(self.told) < self.initial or not measured:
             return (self.warm or self.proposer).propose(n, rng, known)
         pool = self.candidates(max(n, self.pool), rng, known)
-        gains = promise(self.space, measured, pool, self.budget_ms, self.wl_depth, self.xi, self.noise, self.histogram)
+        gains = promise(self.space, measured, pool, self.budget_ms, self.wl_depth, self.xi, self.noise, self.numbered)
         return [pool[i] for i in np.argsort(-gains, kind="stable")[:n]]
 
     def candidates(self, size: int, rng: np.random.Generator, known: set[Choices]) -> list[Choices]:
@@ -71,11 +71,11 @@ class Screened(Sampler):
         above = sorted((c for c in rewards if self.penalty(self.told[c].latency_ms) > 0), key=lambda c: self.told[c].latency_ms or 0.0)
         return best + [c for c in above[: self.best_parents // 2] if c not in best]
 
-    def histogram(self, choices: Choices) -> Rounds:
+    def numbered(self, choices: Choices) -> Numbered:
         """The WL histograms of a candidate, made once."""
-        if choices not in self._histograms:
-            self._histograms[choices] = wl_histograms(self.space.graph(choices), self.wl_depth)
-        return self._histograms[choices]
+        if choices not in self._numbered:
+            self._numbered[choices] = self._numbering(wl_histograms(self.space.graph(choices), self.wl_depth))
+        return self._numbered[choices]
 
     def preferences(self) -> list[dict[Hashable, float]] | None:
         """The proposer's."""
@@ -97,22 +97,24 @@ def neighbour(space: Space, parents: Sequence[Choices], rng: np.random.Generator
 
 def promise(
     space: Space, measured: Sequence[Trial], pool: Sequence[Choices], budget_ms: float | None, wl_depth: int, xi: float = 0.0, noise: float = NOISE[1],
-    histogram: Callable[[Choices], Rounds] | None = None,
+    numbered: Callable[[Choices], Numbered] | None = None,
 ) -> np.ndarray:  # fmt: skip
     """For each candidate of ``pool``: expected improvement of accuracy over the best feasible trial, times the probability to meet the budget.
 
     Without a feasible trial the probability alone counts: the first aim is to get under the budget.
     """
-    histogram = histogram or (lambda choices: wl_histograms(space.graph(choices), wl_depth))
-    histograms = [histogram(choices) for choices in (*(t.choices for t in measured), *pool)]
-    rows, bounds = range(len(measured), len(histograms)), (min(NOISE[0], noise), noise)
+    if numbered is None:
+        numbering = Numbering()
+        numbered = lambda choices: numbering(wl_histograms(space.graph(choices), wl_depth))  # noqa: E731
+    counts = wl_counts([numbered(choices) for choices in (*(t.choices for t in measured), *pool)])
+    rows, bounds = range(len(measured), len(measured) + len(pool)), (min(NOISE[0], noise), noise)
     trained = [i for i, t in enumerate(measured) if t.accuracy is not None]
     feasible = np.ones(len(pool))
     if budget_ms is not None:
-        model = Surrogate(histograms, range(len(measured)), [np.log(t.latency_ms or np.nan) for t in measured], wl_depth, bounds)
+        model = Surrogate(counts, range(len(measured)), [np.log(t.latency_ms or np.nan) for t in measured], wl_depth, bounds)
         feasible = model.probability_below(np.log(budget_ms), rows)
     meeting = [i for i in trained if measured[i].meets(budget_ms)]
     if not meeting:
         return feasible
-    model = Surrogate(histograms, trained, [-(measured[i].accuracy or 0.0) for i in trained], wl_depth, bounds)
+    model = Surrogate(counts, trained, [-(measured[i].accuracy or 0.0) for i in trained], wl_depth, bounds)
     return feasible * model.improvement(meeting, rows, xi)

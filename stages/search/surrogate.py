@@ -11,23 +11,23 @@ from typing import Any
 
 import numpy as np
 
-from stages.search.wl import Rounds, wl_features
+from stages.search.wl import wl_features
 
 SCALES = np.logspace(-1, 2, 13)  # prior variance: unlike NAS-BOWL's graphs, ours share most labels, so small angles must carry the whole spread
 
 
 class Surrogate:
-    """A Gaussian process on the candidates ``rows`` of ``histograms``, for a target that is to be low; it then tells about any others of ``histograms``.
+    """A Gaussian process on the candidates ``rows`` of ``counts`` (wl_counts of all candidates in question), for a target that is to be low; it then tells about any others of them.
 
     Targets are standardised. ``noise`` are the least and the most variance of their noise. The depth of the kernel is the likeliest of 1..``wl_depth``.
     """
 
-    def __init__(self, histograms: Sequence[Rounds], rows: Sequence[int], targets: Sequence[float], wl_depth: int, noise: tuple[float, float]):
+    def __init__(self, counts: Sequence[np.ndarray], rows: Sequence[int], targets: Sequence[float], wl_depth: int, noise: tuple[float, float]):
         self.mean, self.std = float(np.mean(targets)), float(np.std(targets)) or 1.0
         standardised = (np.asarray(targets) - self.mean) / self.std
         fits = []
         for depth in range(1, wl_depth + 1):
-            features = wl_features(histograms, depth)
+            features = wl_features(counts, depth)
             fits.append((*likeliest(features[list(rows)], standardised, noise), -depth, features))
         _, scale, variance, _, self.features = max(fits, key=lambda fit: (fit[0], fit[3]))
         self.model = fit_gp(self.features[list(rows)], standardised, scale, variance)

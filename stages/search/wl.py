@@ -10,6 +10,7 @@ import numpy as np
 from stages.search.space import LabelledGraph
 
 Rounds = Sequence[Counter]  # label counts after 0, 1, 2 ... rounds
+Numbered = tuple[tuple[np.ndarray, np.ndarray], ...]  # the same by Numbering
 
 
 def wl_histograms(graph: LabelledGraph, depth: int) -> list[Counter]:
@@ -33,12 +34,34 @@ def wl_histograms(graph: LabelledGraph, depth: int) -> list[Counter]:
     return histograms
 
 
-def wl_features(histograms: Sequence[Rounds], depth: int) -> np.ndarray:
+class Numbering:
+    """Histograms with numbers for labels, so that each label (a tuple of tuples) is hashed once and not in every kernel."""
+
+    def __init__(self) -> None:
+        self._numbers: list[dict[Hashable, int]] = []
+
+    def __call__(self, rounds: Rounds) -> Numbered:
+        """For each round: the numbers of its labels, and their counts."""
+        self._numbers += [{} for _ in rounds[len(self._numbers) :]]
+        return tuple(
+            (np.array([numbers.setdefault(label, len(numbers)) for label in counts], int), np.fromiter(counts.values(), float, len(counts)))
+            for numbers, counts in zip(self._numbers, rounds, strict=False)
+        )
+
+
+def wl_counts(graphs: Sequence[Numbered]) -> list[np.ndarray]:
+    """One matrix for each round, (graphs, labels that occur): how often each graph has each label."""
+    found = []
+    for rounds in zip(*graphs, strict=True):
+        rows = np.repeat(np.arange(len(graphs)), [len(numbers) for numbers, _ in rounds])
+        labels, columns = np.unique(np.concatenate([numbers for numbers, _ in rounds]), return_inverse=True)
+        counts = np.zeros((len(graphs), max(1, len(labels))))
+        counts[rows, columns] = np.concatenate([c for _, c in rounds])
+        found.append(counts)
+    return found
+
+
+def wl_features(counts: Sequence[np.ndarray], depth: int) -> np.ndarray:
     """Rows of unit length, (graphs, labels), whose dot products are the normalised kernel k = phi.phi' / (|phi| |phi'|) of the first ``depth`` rounds."""
-    merged = [Counter({(h, label): count for h, counts in enumerate(rounds[: depth + 1]) for label, count in counts.items()}) for rounds in histograms]
-    columns = {label: i for i, label in enumerate(dict.fromkeys(label for counts in merged for label in counts))}
-    features = np.zeros((len(merged), max(1, len(columns))))
-    for row, counts in enumerate(merged):
-        for label, count in counts.items():
-            features[row, columns[label]] = count
+    features = np.concatenate(counts[: depth + 1], axis=1)
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
