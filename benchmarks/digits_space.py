@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.search import Space, Trial
+from stages.search import Costs, Space, Trial
 from stages.search.space import Choices, LabelledGraph
 
 TABLE = Path(__file__).parent / "data" / "digits_space.jsonl"
@@ -52,6 +52,18 @@ class Table:
         latency = self.latency[choices]
         trained = latency <= self.budget * (1 + MARGIN)
         return Trial(choices, self.accuracy[choices] if trained else None, latency, "complete" if latency <= self.budget else "infeasible")
+
+    def singles(self) -> list[Choices]:
+        """The dense network (each slot's first choice), then every candidate that differs from it in one layer."""
+        dense = tuple(slot[0] for slot in self.space.slots)
+        return [dense, *((*dense[:i], c, *dense[i + 1 :]) for i, slot in enumerate(self.space.slots) for c in slot[1:])]
+
+    def costs(self) -> Costs:
+        """What each layer's choices do alone, from ``singles``: the estimates that an integer program starts from."""
+        dense, *_ = self.singles()
+        rows = [[(*dense[:i], c, *dense[i + 1 :]) for c in slot] for i, slot in enumerate(self.space.slots)]
+        loss = tuple(tuple(self.accuracy[dense] - self.accuracy[c] for c in row) for row in rows)
+        return Costs(loss, tuple(tuple(self.latency[c] - self.latency[dense] for c in row) for row in rows), self.latency[dense])
 
     def feasible(self) -> list[tuple[float, Choices]]:
         """(figure, candidate) of all that meet the budget, the best first."""

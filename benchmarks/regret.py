@@ -6,6 +6,7 @@
 The regret after n evaluations is the figure of the best candidate of the space within the budget minus that of the best one found so far; as long as none was found, minus that of the worst one
 within the budget. The budget lets a quarter of the candidates pass. "best 1 %" is the number of evaluations until one of the 10 best of the 1,000 was found (200 where it never was).
 Strategies run as npas ships them (batch, initial, pool ... of stages.config) and as the search's loop would feed them: what is beyond the budget and its margin has a latency and no accuracy.
+"ilp+singles" knows what each layer's choices do alone, as npas search-scheme estimates it (sensitivity.py): these 17 candidates are its first evaluations.
 --first begins with the uniform candidates that bracket the budget, as npas search-scheme does; without it every strategy begins with nothing.
 Writes benchmarks/results/regret.json and regret.md.
 """
@@ -49,8 +50,10 @@ def shipped(strategy: str, **changed: Any) -> dict[str, Any]:
 
 def play(strategy: str, seed: int, table: Table, first: bool = False, evaluations: int = EVALUATIONS, **changed: Any) -> list[Choices]:
     """The candidates that the strategy evaluates, in order; fewer where it ends by itself."""
+    name, _, singles = strategy.partition("+")
     space = table.space.starting_with(bracket(table)) if first else table.space
-    sampler = make_sampler(strategy, space, evaluations, table.budget, seed, **shipped(strategy, **changed))
+    space = space.knowing(costs=table.costs(), first=table.singles()) if singles else space
+    sampler = make_sampler(name, space, evaluations, table.budget, seed, **shipped(name, **changed))
     while (missing := evaluations - len(sampler.told)) > 0 and (batch := sampler.ask(min(SearchScheme.batch, missing))):
         sampler.tell([table.trial(choices) for choices in batch])
     return list(sampler.told)
@@ -131,7 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--enumerate", action="store_true", help="evaluate the candidates that the table lacks")
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--strategies", default=",".join(s for s in SAMPLERS if s not in NOT_HERE))
+    parser.add_argument("--strategies", default=",".join([*(s for s in SAMPLERS if s not in NOT_HERE), "ilp+singles"]))
     parser.add_argument("--figure", choices=("probability", "top1"), default="probability")
     parser.add_argument("--first", action="store_true", help="begin with the uniform candidates that bracket the budget")
     parser.add_argument("--processes", type=int, default=1)
