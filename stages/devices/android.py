@@ -95,13 +95,16 @@ class Android:
 
     @contextmanager
     def _job(self, key: str) -> Iterator[tuple[Job, bool]]:
-        """The job that measures ``key``, and whether it had been left by an earlier npas. Ended and removed whatever happens, unless the phone is lost: then it goes on, to be found again."""
+        """The job that measures ``key``, and whether it had been left by an earlier npas. Ended and removed whatever happens, unless the phone is lost when it runs: then it goes on, to be found again."""
         held = self._held()
         job = Job.find(held, key, self._base)
         found, job = job is not None, job or Job.prepare(held, self._base)
         try:
             yield job, found
         except DeviceLost as loss:
+            if not job.started:
+                job.give_up()
+                raise
             raise DeviceLost(f"{loss.message} The measurement goes on there.", "Bring the phone back and run the same command: it takes the finished runs over.") from loss
         except BaseException:
             with suppress(NpasError):  # what went wrong first is what matters

@@ -15,13 +15,14 @@ from __future__ import annotations
 import shlex
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
 from stages.devices.adb.connection import Connection
-from stages.errors import DeviceLost, DeviceNotFound, RunnerCrashed
+from stages.errors import DeviceLost, DeviceNotFound, NpasError, RunnerCrashed
 
 T = TypeVar("T")
 BASE = "/data/local/tmp"
@@ -108,7 +109,7 @@ class Job:
     LOOK_SECONDS = 10.0  # a phone that hasn't answered by then is taken for lost
 
     def __init__(self, held: Held, folder: str):
-        self.held, self.folder = held, folder
+        self.held, self.folder, self.started = held, folder, False
 
     @classmethod
     def find(cls, held: Held, key: str, base: str = BASE) -> Job | None:
@@ -116,11 +117,11 @@ class Job:
 
         DeviceNotFound when another computer's job runs there. Call it while no other npas of this computer uses the phone.
         """
-        mine = None
+        mine: Job | None = None
         for folder, owner, found in _ours(held, base):
             job = cls(held, f"{base}/{folder}")
             if owner == this_computer() and found == key and mine is None:
-                mine = job
+                mine, job.started = job, True
             else:
                 job.clear()
         return mine
@@ -137,6 +138,7 @@ class Job:
 
     def ready(self, key: str) -> None:
         """All files are there: from now on a later npas may take the job over."""
+        self.started = True
         self.held.shell(f"echo {shlex.quote(key)} > {shlex.quote(self.folder)}/key")
 
     def start(self, command: Sequence[str], work: Path) -> None:
@@ -159,6 +161,11 @@ class Job:
     def kill(self) -> None:
         """End what runs in it."""
         self.held.shell(_KILL.format(folder=shlex.quote(self.folder)))
+
+    def give_up(self) -> None:
+        """Remove it if the phone answers: nothing runs in it yet."""
+        with suppress(NpasError):
+            self.held.connection.shell(f"rm -rf {shlex.quote(self.folder)}")
 
     def clear(self) -> None:
         """End what runs in it and remove it."""

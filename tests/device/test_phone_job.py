@@ -86,6 +86,16 @@ def test_a_phone_that_stays_away_goes_on_and_is_found_again(phone, networks, mon
     assert any("taking over" in line for line in said) and phone.jobs() == []
 
 
+def test_files_that_never_arrive_whole_leave_nothing_and_promise_nothing(phone, networks, monkeypatch):
+    def damaged(*_, **__):
+        raise DeviceLost("runner arrived damaged on folder.")
+
+    monkeypatch.setattr(phone, "push", damaged)
+    with pytest.raises(DeviceLost) as lost:
+        phone.device().measure(networks, [X], QUICK)
+    assert lost.value.message == "runner arrived damaged on folder." and phone.jobs() == []
+
+
 def test_ctrl_c_cleans_up(phone, networks, monkeypatch):
     monkeypatch.setattr(android, "_wait", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):

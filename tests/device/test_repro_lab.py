@@ -24,7 +24,7 @@ def repro(tmp_path_factory, phone, monkeypatch):
     params["compile"]["targets"] = ["android-arm64"]
     params["bench"]["devices"] = ["host", "adb"]
     (project.folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    return project, project.run("dvc", "repro")
+    return project, project.run("dvc", "repro", seconds=1800)
 
 
 def test_the_whole_pipeline_measures_here_and_on_the_phone(repro, phone):

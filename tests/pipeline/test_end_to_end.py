@@ -42,12 +42,12 @@ class Project:
         self.run("dvc", "init", "-q")
         self.commit("start")
 
-    def run(self, *command: str, code: int = 0) -> str:
+    def run(self, *command: str, code: int = 0, seconds: float = 600) -> str:
         env = os.environ | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(self.folder),
             "GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@t", "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@t", "DVC_NO_ANALYTICS": "1",
         }  # fmt: skip
-        done = subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=seconds)
         assert done.returncode == code, f"{command} -> {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}"
         return done.stdout + done.stderr
 
