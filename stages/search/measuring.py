@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ from stages.errors import DeviceHot, DeviceLost, DeviceNotFound, DeviceUnauthori
 
 AWAY = (DeviceLost, DeviceNotFound, DeviceUnauthorised, DeviceHot)  # not the candidate's fault, and it may pass
 READY = "ready"  # the request that raises what still keeps a device from measuring, and does nothing else
-MOST_LOSSES = 2  # a candidate at which a phone goes away so often isn't measured any more: it may be what ends them
+MOST_LOSSES = 2  # a candidate at which one phone goes away so often isn't measured any more: it may be what ends it
 
 
 class Asked(Protocol):
@@ -47,17 +47,17 @@ class Measurers:
         self._closed = False
 
     def call(self, request: Any) -> Any:
-        """The answer of the first device that has one. NpasError when devices were lost at this request again and again: the request's failure."""
-        losses = 0
+        """The answer of the first device that has one. NpasError when one was lost at this request again and again: the request's failure."""
+        losses: Counter[str] = Counter()
         while True:
             name = self._take()
             try:
                 answer = self._devices[name].call(request)
             except AWAY as why:
                 self._leave(name, why)
-                losses += isinstance(why, DeviceLost)
-                if losses == MOST_LOSSES:
-                    raise NpasError(f"Devices were lost {losses} times while it was measured; the last time: {why.message}", why.hint) from why
+                losses[name] += isinstance(why, DeviceLost)
+                if losses[name] == MOST_LOSSES:
+                    raise NpasError(f"{name} was lost {MOST_LOSSES} times while it was measured; the last time: {why.message}", why.hint) from why
             except BaseException:
                 self._give(name)
                 raise

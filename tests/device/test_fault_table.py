@@ -57,7 +57,7 @@ def arm(tmp_path_factory):
         patch.setenv("ZIG_LOCAL_CACHE_DIR", str(tmp_path_factory.mktemp("zig")))
         toolchain.prepare(toolchain.STATIC, print)
         cc = [*toolchain.zig(toolchain.STATIC), "-fno-sanitize=undefined"]
-        return lambda **sources: linked(tmp_path_factory.mktemp("arm"), cc, **sources)
+        yield lambda **sources: linked(tmp_path_factory.mktemp("arm"), cc, **sources)
 
 
 @pytest.fixture(scope="module")

@@ -41,5 +41,5 @@ def test_the_whole_pipeline_measures_here_and_on_the_phone(repro, phone):
     assert "EMULATED, not a phone" in page and other["device"]["model"] in page
     table = project.run("npas", "report")
     print(said, table, sep="\n")
-    assert "adb" in table and "EMULATED" in table
+    assert "(host)" in table and "(phone)" in table and "EMULATED, not a phone" in table
     assert ran(project.run("dvc", "repro")) == ["probe"]  # nothing has changed: nothing is measured again

@@ -97,7 +97,7 @@ def test_a_candidate_that_ends_phones_is_a_failed_trial_and_the_next_one_is_meas
     phone = Phone("A")
     phone.faults = [lost(), lost()]
     with opened(phone) as queue:
-        with pytest.raises(NpasError, match="lost 2 times while it was measured; the last time: The link to A was cut") as failed:
+        with pytest.raises(NpasError, match="A was lost 2 times while it was measured; the last time: The link to A was cut") as failed:
             queue.call("bad")
         assert type(failed.value) is NpasError  # a trial's failure, not the search's
         assert queue.call("good") == ("A", "good")
