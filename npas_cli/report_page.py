@@ -91,11 +91,12 @@ footer { margin-top: 48px; color: var(--soft); font-size: 13px; }
 
 def page(run: Run, title: str) -> str:
     """The whole HTML document; the same bytes for the same artifacts."""
-    parts = [devices(run), pareto(run), history(run), scheme_map(run), why(run), preferences(run), filter_types(run), layer_times(run), race(run), replacements(run), samples(run), provenance(run), notes(run)]
+    warning = emulated(run.bench)
+    searched = emulated({"device": run.trials}) if run.trials and not warning else ""  # the search may have asked another device than the bench
+    parts = [devices(run), searched + pareto(run), searched + history(run), scheme_map(run), why(run), preferences(run), filter_types(run), layer_times(run), race(run), replacements(run), samples(run), provenance(run), notes(run)]
     name = f"{title}: {run.bench['model']['name']}"
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark"><title>{esc(name)}</title><style>{CSS}</style>'
-    warning = emulated(run.bench)
-    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body><main><header><h1>{esc(name)}</h1><p>{esc(device(run))}</p></header>{headline(run)}{warning.join(parts)}</main></body></html>\n'
+    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body><main><header><h1>{esc(name)}</h1><p>{esc(device(run))}</p></header>{headline(run)}{warning.join(filter(None, parts))}</main></body></html>\n'
 
 
 def device(run: Run) -> str:

@@ -234,6 +234,23 @@ def test_an_invalid_measurement_and_an_emulated_device_are_said(make):
     assert page.count("EMULATED, not a phone") >= 5
 
 
+def test_further_devices_of_the_bench_have_a_table_and_an_emulated_one_is_named(make):
+    artifacts = documents()
+    _, alone = make(artifacts)
+    assert "<h2>Devices</h2>" not in alone
+    bench = artifacts["bench/latency.json"]
+    other = bench | {"device": bench["device"] | {"kind": "phone", "model": "lab <phone>", "emulated": True}}
+    result, page = make(artifacts | {"bench/latency.json": bench | {"others": [other]}})
+    assert [row["remark"] for row in result["devices"]] == ["", "EMULATED, not a phone"]
+    assert "<h2>Devices</h2>" in page and "lab &lt;phone&gt; (phone)" in page and page.count("EMULATED, not a phone") == 1
+
+
+def test_a_search_on_an_emulated_phone_is_named_where_its_trials_are(make):
+    artifacts = documents()
+    artifacts["search_scheme/trials.json"]["emulated"] = True
+    assert make(artifacts)[1].count("EMULATED, not a phone") == 2
+
+
 def test_validation_accuracy_where_no_test_split_is(make):
     artifacts = copy.deepcopy(documents())
     del artifacts["search_pruner/race.json"]["accuracy"]["pruned"]["test"]
