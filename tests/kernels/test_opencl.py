@@ -80,7 +80,7 @@ class Everything(nn.Module):
 def test_every_kind_of_kernel(storage: str, batch: int) -> None:
     model = check(randomised(Everything()), batch, 3, 17, 22, storage=storage)
     kinds = {kernel["kernel"].rpartition("_")[0] for kernel in model.manifest["kernels"]}
-    assert kinds == {"pointwise", "conv", "depthwise", "pool", "copy", "normalise"}
+    assert kinds == {"pointwise", "matvec", "conv", "depthwise", "global_pool", "pool", "copy", "normalise"}
 
 
 @settings(max_examples=5, deadline=None, derandomize=True, phases=(Phase.explicit, Phase.generate), suppress_health_check=list(HealthCheck))

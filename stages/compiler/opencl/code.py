@@ -60,10 +60,7 @@ def function(name: str, types: Types, grid: Sequence[int], body: Callable[..., N
     count = prod(grid)
     total = count + (frame_cells(out) if out else 0)
     with IRBuilder() as builder, T.prim_func(s_tir=True):
-        T.func_name(name)
-        T.func_attr({"global_symbol": name, "tirx.noalias": True})
-        pointers = {n: T.arg(n, T.ptr(_PARAMETER[kind], "global")) for n, kind in types}  # all arguments come before any buffer
-        o = SimpleNamespace(**{n: Memory(T.decl_buffer((_UNBOUNDED,), _PARAMETER[kind], data=pointers[n]), pointers[n], kind) for n, kind in types})
+        o = _signature(name, types)
         with T.launch_thread("blockIdx.x", -(-total // LOCAL)) as group, T.launch_thread("threadIdx.x", LOCAL) as local:
             item = T.Bind(group * LOCAL + local)
             with T.If(item < count), T.Then():
@@ -72,6 +69,45 @@ def function(name: str, types: Types, grid: Sequence[int], body: Callable[..., N
                 with T.If(tirx.all(item >= count, item < total)), T.Then():
                     _zero_frame(o.y, T.Bind(item - count), out)
     return builder.get()
+
+
+def _signature(name: str, types: Types) -> SimpleNamespace:
+    """The parameters of the kernel that begins here."""
+    T.func_name(name)
+    T.func_attr({"global_symbol": name, "tirx.noalias": True})
+    pointers = {n: T.arg(n, T.ptr(_PARAMETER[kind], "global")) for n, kind in types}  # all arguments come before any buffer
+    return SimpleNamespace(**{n: Memory(T.decl_buffer((_UNBOUNDED,), _PARAMETER[kind], data=pointers[n]), pointers[n], kind) for n, kind in types})
+
+
+def group_function(name: str, types: Types, grid: Sequence[int], body: Callable[..., None]) -> Any:
+    """The PrimFunc ``name`` in which a group of LOCAL work items does each place of ``grid`` together: ``body(operands, number within the group, *indices)``."""
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        o = _signature(name, types)
+        with T.launch_thread("blockIdx.x", prod(grid)) as group, T.launch_thread("threadIdx.x", LOCAL) as local:
+            body(o, local, *decoded(group, grid))
+    return builder.get()
+
+
+def rounds(count: Any) -> Any:
+    """How often a group goes round until it has done ``count``."""
+    return tirx.truncdiv(count + (LOCAL - 1), LOCAL)
+
+
+def added_up(sums: Any, count: int, local: Any, join: Callable[[Any, Any], Any] | None = None) -> Any:
+    """Shared memory in which float ``k * LOCAL`` is the sum (or what ``join`` makes) of all work items' ``sums[k]``, for each k below ``count``."""
+    shared = T.alloc_buffer((count * LOCAL,), "float32", scope="shared")
+    for k in range(count):
+        T.buffer_store(shared, sums[k], [local + k * LOCAL])
+    half = LOCAL // 2
+    while half:
+        T.evaluate(tirx.call_intrin("void", "tirx.tvm_storage_sync", "shared"))
+        with T.If(local < half), T.Then():
+            for k in range(count):
+                mine, other = shared[local + k * LOCAL], shared[local + (k * LOCAL + half)]
+                T.buffer_store(shared, join(mine, other) if join else mine + other, [local + k * LOCAL])
+        half //= 2
+    T.evaluate(tirx.call_intrin("void", "tirx.tvm_storage_sync", "shared"))
+    return shared
 
 
 def decoded(item: Any, grid: Sequence[int]) -> list[Any]:

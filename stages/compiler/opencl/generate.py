@@ -12,7 +12,7 @@ from stages.compiler.opencl.layouts import INPUT, OUTPUT, Memory
 from stages.compiler.opencl.walk import LOCAL
 from stages.errors import UnsupportedOperator
 
-RULES = ("pointwise", "conv", "depthwise", "pool", "copy", "normalise")  # modules of stages/compiler/opencl/kernels
+RULES = ("pointwise", "matvec", "conv", "depthwise", "global_pool", "pool", "copy", "normalise")  # modules of stages/compiler/opencl/kernels, asked in this order
 STORAGES = {"float32": 4, "float16": 2}  # of activations and weights, and their bytes; sums are always float32
 
 

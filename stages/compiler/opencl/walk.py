@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -52,6 +52,10 @@ class Walk:
     def count(self) -> int:
         """Vectors of a work item and filter."""
         return self.pixels // self.lanes
+
+    def single(self) -> Walk:
+        """The same walk, pixel by pixel."""
+        return replace(self, pixels=1, lanes=1)
 
     def items(self, channels: int) -> tuple[int, int, int, int]:
         """The work items as a grid, the last dimension fastest, with ``channels`` of them beside one another."""

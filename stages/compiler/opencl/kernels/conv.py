@@ -48,10 +48,10 @@ def build(placed: Placed, storage: str) -> tuple[Kernel, ...]:
     dense = bool(weight.all())
     kept = int((_union(weight != 0, group) * _sizes(len(weight), group)[:, None]).sum())
     if dense:
-        data = _dense(weight, step.bias, group)
+        data = whole(weight, step.bias, group)
     else:
-        data = pack(weight, step.bias, groups, _offsets(placed))[0]
-    data = {name: array if array.size else np.zeros(1, array.dtype) for name, array in (data | {"w": data["w"].astype(storage)}).items()}  # OpenCL has no empty buffers
+        data = pack(weight, step.bias, groups, offsets(placed))[0]
+    data = stored(data, storage)
     window, corner = (_window(placed), _corner(placed)) if dense else ((), 0)
     spec = Spec(over, window, corner, group, len(weight), out, step.epilogue, types(placed, storage, data))
     reason = f"{step.scheme.label}: groups of {group} filters, {kept} of {weight.size} weights" + ("" if dense else ", positions listed")
@@ -82,7 +82,7 @@ def _sizes(filters: int, group: int) -> np.ndarray:
     return np.clip(filters - np.arange(-(-filters // group)) * group, 0, group)
 
 
-def _dense(weight: np.ndarray, bias: np.ndarray, group: int) -> dict[str, np.ndarray]:
+def whole(weight: np.ndarray, bias: np.ndarray, group: int) -> dict[str, np.ndarray]:
     """Weights as (groups, positions, filters of a group), the last group filled with zeros."""
     padded = np.zeros((-(-len(weight) // group) * group, weight.shape[1]), np.float32)
     padded[: len(weight)] = weight
@@ -103,7 +103,12 @@ def _corner(placed: Placed) -> int:
     return -int(padding[0] * placed.inputs[0].row + padding[1])
 
 
-def _offsets(placed: Placed) -> np.ndarray:
+def stored(data: dict[str, np.ndarray], storage: str) -> dict[str, np.ndarray]:
+    """Packed arrays as they lie in the GPU's memory; what is empty gets one element, for OpenCL has no empty buffers."""
+    return {name: array if array.size else np.zeros(1, array.dtype) for name, array in (data | {"w": data["w"].astype(storage)}).items()}
+
+
+def offsets(placed: Placed) -> np.ndarray:
     """Offset of each position (channel, row, column) from the output pixel's place in the input."""
     (channels, channel), (rows, row), (cols, col) = _window(placed)
     grid = np.arange(channels)[:, None, None] * channel + np.arange(rows)[:, None] * row + np.arange(cols) * col

@@ -32,8 +32,7 @@ def build(placed: Placed, storage: str) -> tuple[Kernel, ...]:
     if step.op not in ("layer_norm", "softmax"):
         return ()
     data = {"w": np.asarray(step.attrs["scale"], np.float32), "b": np.asarray(step.attrs["shift"], np.float32)} if step.op == "layer_norm" else {}
-    over = walk(placed)
-    over = Walk(over.dims, over.x, over.y, over.extras, 1, 1)
+    over = walk(placed).single()
     spec = Spec(over, out.shape[1], step.attrs.get("eps"), out, step.epilogue, types(placed, storage, data))
     return (Kernel("normalise", spec, step, data, "", 0, f"{step.op} of each pixel's channels", total(over.items(1), out)),)
 
