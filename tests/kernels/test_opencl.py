@@ -76,7 +76,7 @@ class Everything(nn.Module):
         return torch.softmax(self.head(torch.flatten(z, 1)), 1), nn.functional.interpolate(z, scale_factor=2.0)
 
 
-@pytest.mark.parametrize("storage, batch", [("float32", 2), ("float16", 1)])
+@pytest.mark.parametrize("storage, batch", [("float32", 2), pytest.param("float16", 1, marks=pytest.mark.full)])
 def test_every_kind_of_kernel(storage: str, batch: int) -> None:
     model = check(randomised(Everything()), batch, 3, 17, 22, storage=storage)
     kinds = {kernel["kernel"].rpartition("_")[0] for kernel in model.manifest["kernels"]}
@@ -144,6 +144,20 @@ def test_the_compilers_own_check_and_the_saved_folder(tmp_path: Path) -> None:
     assert (run.outputs[0] == model(x.numpy())[0]).all()
 
 
+def test_without_a_device_the_network_is_compiled_but_not_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OCL_ICD_VENDORS", str(tmp_path))  # where the system's libOpenCL would find its devices
+    model = compile_opencl(nn.ReLU(), torch.zeros(1, 2))
+    assert model.manifest["max_abs_err"] is None and "no OpenCL device" in model.manifest["notes"][0]
+    with pytest.raises(DeviceNotFound, match="no OpenCL device"):
+        model(torch.zeros(1, 2).numpy())
+
+
+@pytest.mark.full
+def test_the_runner_links_for_arm(tmp_path: Path) -> None:
+    program = runner.build("linux-arm64")
+    assert program is not None and program.read_bytes()[:20].endswith(b"\xb7\0")  # ELF, AArch64
+
+
 def test_equal_networks_give_equal_bytes() -> None:
     module, x = randomised(Fire()), inputs(1, 3, 24, 24)
     one, two = (compile_opencl(module, x, check=False).network for _ in range(2))
@@ -174,6 +188,7 @@ class _Cumsum(nn.Module):
         return torch.cumsum(x, 1)
 
 
+@pytest.mark.full
 def test_the_compile_stage_writes_a_folder_for_each_network(project: Path) -> None:
     config = load(None, ["task.model=npas_tiny", "compile.backend=opencl", "compile.precision=float16"]).config
     task = make_task(config.task)
