@@ -103,7 +103,7 @@ def _networks(device: Device, config: Config, progress: Progress) -> tuple[tuple
 
     if device.target == "host":
         return FILES, device.manifests(FILES)[0]["target"]["threads"]
-    wanted = replace(config, compile=replace(config.compile, target=device.target))
+    wanted = replace(config, compile=replace(config.compile, target=device.target, backend="cpu", precision="float32"))
     folder = Path("compile") / device.target
     if not compiler.is_current(wanted):
         progress.say(f"{folder} is missing or made of other weights: compiling it from {CHECKPOINTS[0]}")

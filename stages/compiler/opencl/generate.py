@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from stages.compiler.opencl.walk import LOCAL
 from stages.errors import UnsupportedOperator
 
 RULES = ("pointwise", "matvec", "conv", "depthwise", "global_pool", "pool", "copy", "normalise")  # modules of stages/compiler/opencl/kernels, asked in this order
+_UNFIT, _LONGEST = re.compile(r'["\\]'), 200  # what the runner's reader of plan.json can't take in a name, and its longest one
 STORAGES = {"float32": 4, "float16": 2}  # of activations and weights, and their bytes; sums are always float32
 
 
@@ -63,7 +65,7 @@ def launch_plan(program: Program, kernels: Sequence[Kernel], memory: Memory, pla
     for kernel, name, where in zip(kernels, names(kernels), places, strict=True):
         owners = dict(zip(("x", "e0", "e1", "e2"), kernel.step.inputs, strict=False)) | {"y": kernel.step.output}
         arguments = [arrays[where[n], kernel.data[n].nbytes] if n in kernel.data else memory.place[owners[n]] for n, _ in kernel.spec.types]
-        launches.append({"layer": kernel.step.name, "kernel": name, "items": round_up(kernel.units, LOCAL), "group": LOCAL, "arguments": arguments})
+        launches.append({"layer": _UNFIT.sub("_", kernel.step.name)[-_LONGEST:], "kernel": name, "items": round_up(kernel.units, LOCAL), "group": LOCAL, "arguments": arguments})
     caller = {number for name, number in memory.place.items() if name.startswith((INPUT, OUTPUT))}
     sizes = [count * (4 if number in caller else STORAGES[storage]) for number, count in enumerate(memory.floats)]
     return {

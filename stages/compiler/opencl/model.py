@@ -78,13 +78,14 @@ def time(models: Mapping[str, OpenclModel]) -> dict[str, Any]:
     """Median milliseconds of each network on this machine's OpenCL device, and which device that is."""
     found = {name: model.run([], RUNS, WARMUP) for name, model in models.items()}
     device = next(iter(found.values())).device
-    return {"platform": device["platform"], "device": device["device"], "gpu": device["gpu"], "ms": {name: round(statistics.median(run.samples_ms), 4) for name, run in found.items()}}
+    platform = "PoCL" if "PoCL" in device["version"] else device["platform"]
+    return {"platform": platform, "device": device["device"], "gpu": device["gpu"], "ms": {name: round(statistics.median(run.samples_ms), 4) for name, run in found.items()}}
 
 
 def describe(times: Mapping[str, Any]) -> str:
     """A sentence about ``time``'s result, which says what kind of device it was."""
-    where = f"{times['platform']}, {times['device']}" + ("" if times["gpu"] else " (a CPU): not a phone's GPU")
-    return f"{', '.join(f'{name} {ms:g} ms' for name, ms in times['ms'].items())} on {where}"
+    kind = "this machine's GPU, not a phone's" if times["gpu"] else "a CPU: not a phone's GPU"
+    return f"{', '.join(f'{name} {ms:g} ms' for name, ms in times['ms'].items())} on {times['platform']}, {times['device']} ({kind})"
 
 
 def save_runner(target: str, path: Path) -> bool:

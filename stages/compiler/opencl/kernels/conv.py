@@ -17,7 +17,7 @@ from stages.compiler.kernels.packing import Group, pack
 from stages.compiler.opencl.walk import Types, Walk, total, types, walk
 
 GROUPS = (8, 4, 2, 1)  # filters of a work item; with 4 pixels each, 8 take 32 accumulators
-BUSY = 2048  # work items that keep a phone's GPU busy
+BUSY = 512  # work items below which a smaller group pays: phone GPUs have some 250 to 400 lanes (from data sheets; not measured on a phone)
 Window = tuple[tuple[int, int], ...]  # (places, floats from one to the next) of channels, rows and columns
 
 
