@@ -33,12 +33,12 @@ class Line:
 
     def probability_below(self, loss: float, accuracy: float) -> float:
         """Probability that a candidate with this loss ends below ``accuracy``: Student's t with the variance of a prediction."""
-        from scipy.stats import t
+        from scipy.special import stdtr  # scipy.stats.t.cdf, which takes a hundred times as long
 
         x = math.log(loss)
         predicted = self.mean_y + self.slope * (x - self.mean_x)
         scale = self.deviation * math.sqrt(1 + 1 / self.count + (x - self.mean_x) ** 2 / self.spread)
-        return float(t.cdf((accuracy - predicted) / scale, self.count - 2))
+        return float(stdtr(self.count - 2, (accuracy - predicted) / scale))
 
 
 @dataclass(frozen=True)
