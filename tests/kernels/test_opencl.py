@@ -13,7 +13,9 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from kernel_kit import Fire, assert_equal, calibrated, inputs, randomised
+from random_networks import draw_network
 from test_compile_stage import checkpoints
+from test_fuzz import drawn_scheme
 from torch import Tensor, nn
 
 from stages import compile as stage
@@ -83,7 +85,7 @@ def test_every_kind_of_kernel(storage: str, batch: int) -> None:
     assert kinds == {"pointwise", "matvec", "conv", "depthwise", "global_pool", "pool", "copy", "normalise"}
 
 
-@settings(max_examples=5, deadline=None, derandomize=True, phases=(Phase.explicit, Phase.generate), suppress_health_check=list(HealthCheck))
+@settings(max_examples=3, deadline=None, derandomize=True, phases=(Phase.explicit, Phase.generate), suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_convolutions_of_any_shape(data: st.DataObject) -> None:
     """Also pruned: filters and blocks of positions that are zero."""
@@ -131,6 +133,21 @@ def test_whole_networks_dense_and_pruned(name: str) -> None:
     model = check(thin, *shape, scheme=scheme)
     assert model.manifest["macs"] < 0.5 * dense.manifest["macs"]
     check(module, *shape, storage="float16", tolerance=0.05)
+
+
+@pytest.mark.full
+@settings(max_examples=8, deadline=None, derandomize=True, phases=(Phase.explicit, Phase.generate), suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_random_graphs_and_schemes(data: st.DataObject) -> None:
+    """As in test_fuzz.py."""
+    torch.manual_seed(0)
+    module, shape = draw_network(data.draw, 3)
+    module = randomised(module)
+    graph = trace(module, torch.zeros(shape))
+    scheme = drawn_scheme(data, graph)
+    prune_(module, scheme)
+    model = compile_opencl(module, torch.zeros(shape), scheme, graph=graph)
+    assert model.manifest["max_abs_err"] <= 3e-5 * max(model.manifest["max_abs_output"], 1e-6)
 
 
 def test_the_compilers_own_check_and_the_saved_folder(tmp_path: Path) -> None:

@@ -1,11 +1,9 @@
-"""Writing GPU kernels as TIR and turning them into OpenCL C: parameters, work items, loads and stores of either storage type, frames. Imports TVM."""
+"""Writing GPU kernels as TIR and turning them into OpenCL C: work items, the places that they compute, frames, epilogues. Imports TVM."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from math import prod
-from types import SimpleNamespace
 from typing import Any
 
 import tvm
@@ -13,46 +11,13 @@ from tvm import s_tir, tirx
 from tvm.script.ir_builder import IRBuilder
 
 from stages.compiler.ir import Epilogue, Layout
-from stages.compiler.kernels.tir import T, splat
+from stages.compiler.kernels.tir import T
 from stages.compiler.opencl import activations
+from stages.compiler.opencl.parameters import Memory, signature
 from stages.compiler.opencl.walk import LOCAL, Strides, Types, Walk, frame_cells
 
-PRELUDE = """\
-float4 npas_load4(__global const float *p, int i) { return vload4(0, p + i); }
-void npas_store4(__global float *p, int i, float4 v) { vstore4(v, 0, p + i); }
-float npas_load_half(__global const ushort *p, int i) { return vload_half(i, (__global const half *)p); }
-void npas_store_half(__global ushort *p, int i, float v) { vstore_half(v, i, (__global half *)p); }
-float4 npas_load_half4(__global const ushort *p, int i) { return vload_half4(0, (__global const half *)p + i); }
-void npas_store_half4(__global ushort *p, int i, float4 v) { vstore_half4(v, 0, (__global half *)p + i); }
-"""
 _TARGET = {"kind": "opencl"}
 _ON_A_DEVICE = 2  # TVM's calling convention of kernels
-_UNBOUNDED = 1 << 30  # the buffers' sizes are the planner's concern
-_PARAMETER = {"float32": "float32", "float16": "uint16", "int32": "int32"}  # halves as bits: OpenCL loads and stores them everywhere, but only some devices compute with them
-
-
-@dataclass(frozen=True)
-class Memory:
-    """A parameter of a kernel: loads give float32 whatever is stored."""
-
-    buffer: Any
-    pointer: Any
-    stored: str
-
-    def load(self, offset: Any, lanes: int = 1) -> Any:
-        """``lanes`` (1 or 4) consecutive numbers."""
-        if lanes == 1:
-            return self.buffer[offset] if self.stored != "float16" else T.call_extern("float32", "npas_load_half", self.pointer, offset)
-        name = "npas_load_half4" if self.stored == "float16" else "npas_load4"
-        return T.call_extern("float32x4", name, self.pointer, offset)
-
-    def store(self, offset: Any, value: Any, lanes: int = 1) -> None:
-        """Store ``lanes`` consecutive numbers."""
-        if lanes == 1 and self.stored != "float16":
-            T.buffer_store(self.buffer, value, [offset])
-            return
-        name = ("npas_store_half" if self.stored == "float16" else "npas_store") + ("4" if lanes > 1 else "")
-        T.evaluate(T.call_extern("void", name, self.pointer, offset, value))
 
 
 def function(name: str, types: Types, grid: Sequence[int], body: Callable[..., None], out: Layout | None = None) -> Any:
@@ -60,7 +25,7 @@ def function(name: str, types: Types, grid: Sequence[int], body: Callable[..., N
     count = prod(grid)
     total = count + (frame_cells(out) if out else 0)
     with IRBuilder() as builder, T.prim_func(s_tir=True):
-        o = _signature(name, types)
+        o = signature(name, types)
         with T.launch_thread("blockIdx.x", -(-total // LOCAL)) as group, T.launch_thread("threadIdx.x", LOCAL) as local:
             item = T.Bind(group * LOCAL + local)
             with T.If(item < count), T.Then():
@@ -69,45 +34,6 @@ def function(name: str, types: Types, grid: Sequence[int], body: Callable[..., N
                 with T.If(tirx.all(item >= count, item < total)), T.Then():
                     _zero_frame(o.y, T.Bind(item - count), out)
     return builder.get()
-
-
-def _signature(name: str, types: Types) -> SimpleNamespace:
-    """The parameters of the kernel that begins here."""
-    T.func_name(name)
-    T.func_attr({"global_symbol": name, "tirx.noalias": True})
-    pointers = {n: T.arg(n, T.ptr(_PARAMETER[kind], "global")) for n, kind in types}  # all arguments come before any buffer
-    return SimpleNamespace(**{n: Memory(T.decl_buffer((_UNBOUNDED,), _PARAMETER[kind], data=pointers[n]), pointers[n], kind) for n, kind in types})
-
-
-def group_function(name: str, types: Types, grid: Sequence[int], body: Callable[..., None]) -> Any:
-    """The PrimFunc ``name`` in which a group of LOCAL work items does each place of ``grid`` together: ``body(operands, number within the group, *indices)``."""
-    with IRBuilder() as builder, T.prim_func(s_tir=True):
-        o = _signature(name, types)
-        with T.launch_thread("blockIdx.x", prod(grid)) as group, T.launch_thread("threadIdx.x", LOCAL) as local:
-            body(o, local, *decoded(group, grid))
-    return builder.get()
-
-
-def rounds(count: Any) -> Any:
-    """How often a group goes round until it has done ``count``."""
-    return tirx.truncdiv(count + (LOCAL - 1), LOCAL)
-
-
-def added_up(sums: Any, count: int, local: Any, join: Callable[[Any, Any], Any] | None = None) -> Any:
-    """Shared memory in which float ``k * LOCAL`` is the sum (or what ``join`` makes) of all work items' ``sums[k]``, for each k below ``count``."""
-    shared = T.alloc_buffer((count * LOCAL,), "float32", scope="shared")
-    for k in range(count):
-        T.buffer_store(shared, sums[k], [local + k * LOCAL])
-    half = LOCAL // 2
-    while half:
-        T.evaluate(tirx.call_intrin("void", "tirx.tvm_storage_sync", "shared"))
-        with T.If(local < half), T.Then():
-            for k in range(count):
-                mine, other = shared[local + k * LOCAL], shared[local + (k * LOCAL + half)]
-                T.buffer_store(shared, join(mine, other) if join else mine + other, [local + k * LOCAL])
-        half //= 2
-    T.evaluate(tirx.call_intrin("void", "tirx.tvm_storage_sync", "shared"))
-    return shared
 
 
 def decoded(item: Any, grid: Sequence[int]) -> list[Any]:
@@ -184,6 +110,3 @@ def source(function: Any) -> str:
     with target:
         lowered = tvm.ir.transform.Sequential(passes)(module)
     return str(tvm.get_global_func("target.build.opencl")(lowered, target).inspect_source())
-
-
-__all__ = ["Memory", "T", "accumulators", "at", "decoded", "finish", "first_pixel", "function", "source", "splat", "tirx"]

@@ -46,10 +46,10 @@ def row(kernel: Kernel, name: str) -> dict[str, Any]:
 
 def source(kernels: Sequence[Kernel]) -> str:
     """OpenCL C of all distinct kernels."""
-    from stages.compiler.opencl import code
+    from stages.compiler.opencl import code, parameters
 
     distinct = dict(zip(names(kernels), kernels, strict=True))
-    return code.PRELUDE + "".join(code.source(_module(k.rule).emit(k.spec, name)) for name, k in distinct.items())
+    return parameters.PRELUDE + "".join(code.source(_module(k.rule).emit(k.spec, name)) for name, k in distinct.items())
 
 
 def launch_plan(program: Program, kernels: Sequence[Kernel], memory: Memory, places: Sequence[Mapping[str, int]], storage: str) -> dict[str, Any]:

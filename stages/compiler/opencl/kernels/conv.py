@@ -23,7 +23,7 @@ Window = tuple[tuple[int, int], ...]  # (places, floats from one to the next) of
 
 @dataclass(frozen=True)
 class Spec:
-    """All that the code depends on. ``window`` is empty where lists name the positions; ``group`` filters a work item, ``filters`` in all."""
+    """All that the code depends on. ``window`` is empty where lists name the positions, else the first lies ``corner`` floats from an output pixel's place in the input; ``group`` filters a work item, ``filters`` in all."""
 
     walk: Walk
     window: Window

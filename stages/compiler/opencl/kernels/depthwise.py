@@ -16,7 +16,7 @@ UNROLLED = 25  # positions of a window up to which it is written out
 
 @dataclass(frozen=True)
 class Spec:
-    """All that the code depends on. ``offsets``: of each position (row, column) from the output pixel's place in the input."""
+    """All that the code depends on. ``step``: floats from one row and column of the window to the next; ``corner``: from an output pixel's place in the input to the first."""
 
     walk: Walk
     window: tuple[int, int]

@@ -41,7 +41,7 @@ def build(placed: Placed, storage: str) -> tuple[Kernel, ...]:
 
 def emit(spec: Spec, name: str) -> Any:
     """The kernel's PrimFunc."""
-    from stages.compiler.opencl import code
+    from stages.compiler.opencl import code, together
 
     T, (rows, cols), highest = code.T, spec.image, spec.kind == "max"
 
@@ -54,8 +54,8 @@ def emit(spec: Spec, name: str) -> Any:
             with T.If(k < rows * cols), T.Then():
                 value = T.Bind(o.x.load(corner + code.tirx.truncdiv(k, cols) * spec.row + code.tirx.truncmod(k, cols)))
                 T.buffer_store(result, code.tirx.max(result[0], value) if highest else result[0] + value, [0])
-        found = code.added_up(result, 1, local, code.tirx.max if highest else None)
+        found = together.added_up(result, 1, local, code.tirx.max if highest else None)
         with T.If(local == 0), T.Then():
             code.finish(o, found[0] if highest else found[0] * T.float32(1 / (rows * cols)), spec.epilogue, spec.walk, (n, c, row, col), 1)
 
-    return code.group_function(name, spec.types, spec.walk.items(spec.channels), body)
+    return together.function(name, spec.types, spec.walk.items(spec.channels), body)

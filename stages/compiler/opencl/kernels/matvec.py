@@ -60,7 +60,7 @@ def _whole(weight: np.ndarray, bias: np.ndarray, offsets: np.ndarray) -> dict[st
 
 def emit(spec: Spec, name: str) -> Any:
     """The kernel's PrimFunc."""
-    from stages.compiler.opencl import code
+    from stages.compiler.opencl import code, together
 
     T, over = code.T, spec.walk
 
@@ -70,15 +70,15 @@ def emit(spec: Spec, name: str) -> Any:
         sums = code.accumulators(GROUP, 1)
         for f in range(GROUP):
             T.buffer_store(sums, T.float32(0), [f])
-        with T.serial(0, code.rounds(count)) as turn:
+        with T.serial(0, together.rounds(count)) as turn:
             k = T.Bind(turn * LOCAL + local)
             with T.If(k < count), T.Then():
                 value = T.Bind(o.x.load(corner + o.idx.load(entry + k)))
                 for f in range(GROUP):
                     T.buffer_store(sums, sums[f] + value * o.w.load(first + k * GROUP + f), [f])
-        found = code.added_up(sums, GROUP, local)
+        found = together.added_up(sums, GROUP, local)
         channel = T.Bind(g * GROUP + local)
         with T.If(code.tirx.all(local < GROUP, channel < spec.filters)), T.Then():
             code.finish(o, found[local * LOCAL] + o.b.load(channel), spec.epilogue, over, (n, channel, row, col), 1)
 
-    return code.group_function(name, spec.types, over.items(-(-spec.filters // GROUP)), body)
+    return together.function(name, spec.types, over.items(-(-spec.filters // GROUP)), body)
