@@ -62,6 +62,7 @@ def phones(tmp_path, monkeypatch):
     monkeypatch.setattr(latency, "compile_model", lambda module, example, scheme, *rest, **more: made[bool(scheme.layers)])
     monkeypatch.setattr(latency, "save_together", lambda networks, folder: linked(folder, **networks))
     monkeypatch.setattr(latency, "prune_", lambda module, scheme: None)
+    monkeypatch.setattr(latency, "REFERENCE_RUNS", 10)
     for module in (latency, known):
         monkeypatch.setattr(module, "open_device", lambda spec, *rest, **more: found[spec].device())
     found["made"] = made
@@ -84,7 +85,7 @@ PRUNED = Scheme({"scale": LayerScheme("keep", "filter", 2.0)})
 def test_a_candidate_beside_the_dense_network(phones):
     phone = Here("adb:A")
     assert phone.call(None) >= 1.0
-    ratio, low, high, dense_ms = phone.call((PRUNED, 10, 0.5))
+    ratio, low, high, dense_ms = phone.call((PRUNED, 10, 5.0))
     assert 0 < low <= ratio <= high and ratio < 1 and dense_ms >= 1.0
     assert phones["adb:A"].jobs() == []
 
@@ -93,13 +94,13 @@ def test_a_candidate_that_computes_something_else_is_never_timed(phones):
     phone = Here("adb:A")
     phones["made"][True] = c_source(3.0)
     with pytest.raises(WrongOutput, match="candidate"):
-        phone.call((PRUNED, 10, 0.5))
+        phone.call((PRUNED, 10, 5.0))
 
 
 def test_heat_is_told_at_once(phones):
     phone = Here("adb:A")
     phones["adb:A"].tool("dumpsys", HOT)
-    for request in (READY, (PRUNED, 10, 0.5)):
+    for request in (READY, (PRUNED, 10, 5.0)):
         with pytest.raises(DeviceHot, match=r"A is hot \(thermal status 2\)"):
             phone.call(request)
     phones["adb:A"].tool("dumpsys", "exit 20")
@@ -124,7 +125,7 @@ def searched(folder, phones, say):
 
         def timing(choices):
             scheme = Scheme() if choices == (1.0,) else PRUNED
-            ratio, low, high, dense_ms = queue.call((scheme, 5, 0.5))
+            ratio, low, high, dense_ms = queue.call((scheme, 5, 5.0))
             return Timing(ratio, dense_ms, (low, high))
 
         evaluator = Evaluator(Inline(lambda choices, rule: Trained(0.9 - 0.01 * choices[0])), timing, timing, lambda choices: 0.5, measurers=queue.size)

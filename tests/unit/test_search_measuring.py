@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -122,12 +121,19 @@ def test_patience_ends_with_the_reason():
 
 def test_another_reason_is_told():
     phone, said = Phone("A"), []
-    phone.away = lost()
-    threading.Timer(0.05, lambda: setattr(phone, "away", DeviceHot("A is hot (thermal status 3)."))).start()
-    threading.Timer(0.1, lambda: setattr(phone, "away", None)).start()
+    phone.faults = [lost()]
+    reasons = [lost(), DeviceHot("A is hot (thermal status 3)."), DeviceHot("A is hot (thermal status 3)."), None]
+    call = phone.call
+
+    def looked_at(request):
+        if request == READY:
+            phone.away = reasons.pop(0)
+        return call(request)
+
+    phone.call = looked_at
     with opened(phone, said=said) as queue:
         queue.call(1)
-    assert said[1:] == ["A is hot (thermal status 3).", "A measures again"]
+    assert said[1:] == ["A is hot (thermal status 3).", "A measures again"] and not reasons
 
 
 def test_patience_is_not_spent_while_another_phone_measures():
@@ -160,13 +166,13 @@ def test_a_search_on_three_phones_finds_what_a_search_on_one_finds(tmp_path):
     for name in ("one", "three"):
         (tmp_path / name).mkdir()
     with opened(Phone("A")) as queue:
-        one = run(tmp_path / "one", evaluator(queue), Rules(1.0, 24, 3, 0.1), Space(SLOTS, first=FIRST))
+        one = run(tmp_path / "one", evaluator(queue), Rules(1.0, 24, 3, 0.1), Space(SLOTS, first=FIRST), name="ql")
     phones = [Phone(name, ms=1) for name in "ABC"]
     for phone in phones:
         phone.faults = [lost(phone.name), DeviceHot("hot")]
         phone.call = lambda request, call=phone.call: (time.sleep(chance.random() / 200), call(request))[1]
     with opened(*phones) as queue:
-        three = run(tmp_path / "three", evaluator(queue), Rules(1.0, 24, 3, 0.1), Space(SLOTS, first=FIRST))
+        three = run(tmp_path / "three", evaluator(queue), Rules(1.0, 24, 3, 0.1), Space(SLOTS, first=FIRST), name="ql")
     assert three == one and all(phone.measured and not phone.faults for phone in phones)
 
 
