@@ -30,10 +30,10 @@ from stages.search import TUNABLES, make_sampler
 from stages.search.accuracy import FastEvaluation
 from stages.search.evaluate import open_evaluator, pinned, share_cores
 from stages.search.evaluator import Evaluator, Inline, Rules
-from stages.search.loop import survey
 from stages.search.scheme_space import focus
 from stages.search.session import Session
 from stages.search.space import Choices
+from stages.search.survey import survey
 from stages.search.trials import Journal
 
 CANDIDATES, ROUNDS = 4, 5  # of the second part

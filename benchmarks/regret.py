@@ -60,7 +60,7 @@ def play(strategy: str, seed: int, table: Table, first: bool = False, evaluation
 
 
 def bracket(table: Table) -> list[Choices]:
-    """The uniform candidates round the budget: the slowest two within it, then the fastest above it (as stages.search.loop.survey)."""
+    """The uniform candidates round the budget: the slowest two within it, then the fastest above it (as stages.search.survey does for a space without ladders)."""
     by_latency = sorted(level(table.space), key=lambda c: table.latency[c])
     within = sum(table.latency[c] <= table.budget for c in by_latency)
     return [*reversed(by_latency[max(0, within - 2) : within]), *by_latency[within : within + 1]] if within else []

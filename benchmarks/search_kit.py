@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from stages.search import evaluate
 from stages.search.candidate import Candidates, searched_types
 from stages.search.scheme_space import SchemeSpace, focus, scheme_space
 from stages.search.space import Choices
+from stages.search.survey import climb
 from stages.tasks import Task
 
 SECTIONS = ("task", "pretrain", "replace_ops", "search_scheme", "search_pruner", "compile")
@@ -66,16 +68,18 @@ def prepare(params: Path | None, **search: Any) -> Prepared:
 
 
 def near_budget(ready: Prepared, evaluator: Any, budget_ms: float, count: int, seed: int, progress: Progress | None = None) -> list[Choices]:
-    """``count`` different candidates that take 0.6 to 1.05 times the budget: draws round the fastest uniform candidates that bracket it, as the search's are."""
+    """``count`` different candidates that take 0.6 to 1.05 times the budget: draws round the mildest uniform candidates within it, as the search's are."""
     space, rng = ready.space.space, np.random.default_rng(seed)
     found: dict[Choices, float] = {}
     ms: dict[Choices, float] = {}
-    for choices in space.first:
-        ms[choices] = evaluator.latency(choices).ms
-    within = sorted((c for c in space.first if ms[c] <= budget_ms), key=lambda c: -ms[c])
+
+    def measure(wanted: Sequence[Choices]) -> None:
+        ms.update({choices: evaluator.latency(choices).ms for choices in wanted if choices not in ms})
+
+    within = climb(space.uniform, lambda c: ms[c] <= budget_ms, measure)
     if not within:
         raise SystemExit("No uniform scheme meets the budget.")
-    drawn = focus(space, within[:2])
+    drawn = focus(space, within)
     while len(found) < count:
         choices = drawn.draw(rng)
         if choices not in found and 0.6 * budget_ms <= (t := evaluator.latency(choices).ms) <= 1.05 * budget_ms:

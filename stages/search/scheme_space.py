@@ -57,8 +57,8 @@ def scheme_space(
     smaller layer (SE gates, the classifier) can't buy latency, only cost accuracy, and has no slot. ``types`` are the filter types that a layer may take, by module path ("keep" where it isn't named).
     To keep slots small, a layer of another type stays dense or is block-punched at the lowest or the middle of ``rates``, with the smallest of ``blocks``: it has little left to prune.
 
-    ``space.first`` are the uniform candidates that a search surveys before anything else, the fastest ones (the least work; the highest rate of each scheme) at their head; without them
-    nothing would be known to be feasible, since independent draws per layer all land near one mean latency.
+    ``space.first`` are the candidates that a search surveys before anything else, the fastest ones (the least work; the highest rate of each scheme) and the dense one; without them
+    nothing would be known to be feasible, since independent draws per layer all land near one mean latency. ``space.uniform`` has a ladder for each scheme and block.
 
     In the labelled graph each layer is a node "kind|type|scheme/block rate", which layers of one kind share, joined by data flow; besides, for each rate, a node that says
     whether this very layer's work is cut at least that hard. So two candidates are alike when their layers' rates are, also before any exact label was seen twice.
@@ -83,7 +83,7 @@ def scheme_space(
 
     first = uniform_candidates(slots, schemes, rates, blocks)
     uniform = uniform_ladders(slots, schemes, rates, blocks)
-    return SchemeSpace(Space(slots, labelled, first=first, uniform=uniform, weights=_weights(slots, [DENSE] * len(slots), math.inf)), layers, graph)
+    return SchemeSpace(Space(slots, labelled, first=first, uniform=uniform, weights=_weights(slots, [[DENSE] * len(slots)], math.inf)), layers, graph)
 
 
 def cut(choice: LayerScheme) -> float:
@@ -92,11 +92,10 @@ def cut(choice: LayerScheme) -> float:
 
 
 def uniform_candidates(slots: Sequence[Sequence[LayerScheme]], schemes: Sequence[str], rates: Sequence[float], blocks: Sequence[int]) -> list[Choices]:
-    """The least work, short of skipping; the highest rate of each scheme (and block), then block-punched at every other rate; a layer that lacks the scheme takes block-punched, or stays dense."""
+    """The least work, short of skipping; the highest rate of each scheme (of block-punched, with each block); the dense network. A layer that lacks the scheme takes block-punched, or stays dense."""
     high, small = max(rates), min(blocks)
     wanted = [(pruning, high, block) for pruning in schemes if pruning != "none" for block in (blocks if pruning == "block-punched" else (small,))]
-    first = next((s for s in ("block-punched", "filter", "pattern") if s in schemes), "none")
-    wanted += [(first, rate, small) for rate in sorted(rates, reverse=True)] + [("none", 1.0, 0)]
+    wanted.append(("none", 1.0, 0))
     least = tuple(max((c for c in slot if c.filter_type != "skip"), key=cut, default=slot[0]) for slot in slots)
     return list(dict.fromkeys([least, *(tuple(nearest(slot, *w) for slot in slots) for w in wanted)]))
 
@@ -118,14 +117,14 @@ def nearest(slot: Sequence[LayerScheme], pruning: str, rate: float, block: int) 
 
 
 def focus(space: Space, first: Sequence[Choices]) -> Space:
-    """``space`` that begins with ``first`` and whose random draws favour, in every layer, rates near those of ``first[0]``.
+    """``space`` that begins with ``first`` and whose random draws favour, in every layer, rates near those of ``first``: for each scheme those of the first candidate that has it there.
 
-    ``first[0]`` should be the uniform candidate just under the budget. Then draws scatter round the budget, and they are mild: of layers drawn evenly from all rates
+    ``first`` should be uniform candidates just under the budget. Then draws scatter round the budget, and they are mild: of layers drawn evenly from all rates
     one is always pruned so hard that the network is spoilt and nothing is learnt of the others.
     """
     if not first:
         return space
-    return space.starting_with(first, _weights(space.slots, first[0], SPREAD))  # type: ignore[arg-type]
+    return space.starting_with(first, _weights(space.slots, first, SPREAD))  # type: ignore[arg-type]
 
 
 def by_slot(space: SchemeSpace, figures: Mapping[str, float]) -> list[float]:
@@ -179,15 +178,16 @@ def _choices(
     return tuple(sorted(allowed, key=cut))  # alike: the work that is left tells more than the scheme
 
 
-def _weights(slots: Sequence[Sequence[LayerScheme]], centre: Sequence[LayerScheme], spread: float) -> list[list[float]]:
+def _weights(slots: Sequence[Sequence[LayerScheme]], centres: Sequence[Sequence[LayerScheme]], spread: float) -> list[list[float]]:
     """Of random draws: each scheme its share, whatever the number of its rates and blocks, and so each filter type of the few draws that replace; in each, choices that cut the work about as
-    much as ``centre`` count most (``spread``: in units of ln(work))."""
+    much as the first of ``centres`` with the same scheme (else the first of all) count most (``spread``: in units of ln(work))."""
     share = min(MOST_REPLACED, REPLACED / max(1, sum(any(c.filter_type != "keep" for c in slot) for slot in slots)))
     found = []
-    for slot, at in zip(slots, centre, strict=True):
+    for slot, *at in zip(slots, *centres, strict=True):
+        goal = {centre.pruning: cut(centre) for centre in reversed(at)}
         plain = [WEIGHTS[c.pruning] if c.filter_type == "keep" else 1.0 for c in slot]
         many = Counter((c.filter_type, c.pruning if c.filter_type == "keep" else "") for c in slot)
-        near = [math.exp(-abs(math.log(cut(c) / cut(at))) / spread) for c in slot]
+        near = [math.exp(-abs(math.log(cut(c) / goal.get(c.pruning if c.filter_type == "keep" else at[0].pruning, cut(at[0])))) / spread) for c in slot]
         raw = [w * n / many[c.filter_type, c.pruning if c.filter_type == "keep" else ""] for w, n, c in zip(plain, near, slot, strict=True)]
         kept = sum(w for w, c in zip(raw, slot, strict=True) if c.filter_type == "keep")
         others = sum(raw) - kept
