@@ -41,9 +41,12 @@ class Agent:
     def act(self, epsilon: float, rng: np.random.Generator) -> Choices:
         """One candidate, epsilon-greedy at every slot; ties are broken at random."""
         chosen: list[Hashable] = []
+        drawn = self.space.draw(rng) if self.space.anchors else None  # slots of one draw belong together
         for t in range(len(self.space.slots)):
-            explore = rng.random() < epsilon
-            chosen.append(self.space.draw_slot(t, rng) if explore else self.greedy(t, chosen[-1] if chosen else None, rng))
+            if rng.random() < epsilon:
+                chosen.append(drawn[t] if drawn else self.space.draw_slot(t, rng))
+            else:
+                chosen.append(self.greedy(t, chosen[-1] if chosen else None, rng))
         return tuple(chosen)
 
     def greedy(self, t: int, before: Hashable, rng: np.random.Generator) -> Hashable:

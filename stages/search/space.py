@@ -12,6 +12,7 @@ import numpy as np
 Choices = tuple[Hashable, ...]  # one choice per slot
 LabelledGraph = tuple[Sequence[Hashable], Sequence[tuple[int, int]]]  # node labels; edges as (from, to) node numbers
 STATES = ("complete", "infeasible", "failed")
+ANCHORED = 0.75  # probability that a slot stays as it is in a draw that varies an anchor
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Space:
 
     ``slots[i]`` are the distinct, hashable choices of decision i; those that are alike best stand side by side, for ``step``.
     ``graph(choices)`` gives the labelled DAG of one candidate for the Weisfeiler-Lehman kernel; without it the slots form a chain. ``first`` are candidates worth evaluating before any proposal, the best guess first. ``weights[i]`` are relative
-    probabilities (> 0) of slot i's choices when one is drawn at random; uniform by default.
+    probabilities (> 0) of slot i's choices when one is drawn at random; uniform by default. ``anchors`` are candidates that every second random draw varies.
 
     What its owner may know besides, and what some strategies use: ``costs``, additive estimates of loss and latency (ilp, anneal; learnt from trials where they are missing);
     ``uniform``, ladders of candidates that treat every slot alike, each from the mildest to the fastest (uniform); ``threshold(t)``, the candidate in which one threshold for
@@ -89,6 +90,7 @@ class Space:
         costs: Costs | None = None,
         uniform: Sequence[Sequence[Choices]] = (),
         threshold: Callable[[float], Choices] | None = None,
+        anchors: Sequence[Choices] = (),
     ):
         self.slots: tuple[tuple[Hashable, ...], ...] = tuple(tuple(slot) for slot in slots)
         self._index = [{choice: i for i, choice in enumerate(slot)} for slot in self.slots]
@@ -105,14 +107,15 @@ class Space:
             if [len(row) for row in table] != [len(slot) for slot in self.slots]:
                 raise ValueError("costs need one number per choice of every slot")
         self.costs, self.uniform, self.threshold = costs, tuple(map(tuple, uniform)), threshold
+        self.anchors = tuple(self.check(choices) for choices in anchors)
 
     def starting_with(self, first: Sequence[Choices], weights: Sequence[Sequence[float] | np.ndarray] | None = None) -> Space:
         """This space with other first candidates, and other weights if given."""
         return self.knowing(first=first) if weights is None else self.knowing(first=first, weights=weights)
 
     def knowing(self, **knowledge: Any) -> Space:
-        """This space with some of its keyword arguments (first, weights, costs, uniform, threshold) given anew."""
-        known = {"first": self.first, "weights": self._weights, "costs": self.costs, "uniform": self.uniform, "threshold": self.threshold}
+        """This space with some of its keyword arguments (first, weights, costs, uniform, threshold, anchors) given anew."""
+        known = {"first": self.first, "weights": self._weights, "costs": self.costs, "uniform": self.uniform, "threshold": self.threshold, "anchors": self.anchors}
         return Space(self.slots, self.graph, **(known | knowledge))
 
     @property
@@ -165,8 +168,11 @@ class Space:
         return self.slots[slot][int(rng.choice(near, p=weights / weights.sum()))]
 
     def draw(self, rng: np.random.Generator) -> Choices:
-        """A random candidate, each slot on its own."""
-        return tuple(self.draw_slot(i, rng) for i in range(len(self.slots)))
+        """A random candidate: each slot on its own, or, every second time when there are anchors, one of them with some of its slots drawn anew."""
+        if not self.anchors or rng.random() < 0.5:
+            return tuple(self.draw_slot(i, rng) for i in range(len(self.slots)))
+        anchor = self.anchors[int(rng.integers(len(self.anchors)))]
+        return tuple(choice if rng.random() < ANCHORED else self.draw_slot(i, rng) for i, choice in enumerate(anchor))
 
     def next_new(self, choices: Choices, known: Collection[Choices]) -> Choices | None:
         """The first candidate at or after ``choices``, counting like an odometer and wrapping round, that isn't in ``known``; None when all are.

@@ -10,7 +10,7 @@ import pytest
 from stages.errors import InfeasibleBudget, UsageError
 from stages.graph import trace
 from stages.schemes import DENSE, LayerScheme, Scheme, legal_schemes
-from stages.search import Trial
+from stages.search import Space, Trial, make_sampler
 from stages.search.loop import Outcome
 from stages.search.results import history_rows, infeasible, metrics, trial_rows
 from stages.search.scheme_space import MOST_REPLACED, REPLACED, cut, edges, focus, nearest, scheme_space
@@ -177,3 +177,23 @@ def test_labels_of_the_kernels_graph_tell_types_apart(typed):
         nodes[choice.label] = labels[slot]
         assert edges_of == edges(typed.graph, typed.layers)
     assert nodes["1x1"].endswith("|1x1") and nodes["1x1|block-punched/8 2x"].endswith("|1x1|block-punched/8 2x") and len(set(nodes.values())) == 3
+
+
+def test_every_second_draw_varies_an_anchor():
+    slots = [tuple(range(10))] * 12
+    anchor = tuple(range(10)) + (0, 1)
+    space = Space(slots, anchors=[anchor])
+    rng = np.random.default_rng(0)
+    alike = [sum(a == b for a, b in zip(space.draw(rng), anchor, strict=True)) for _ in range(2000)]
+    far, near = [n for n in alike if n < 5], [n for n in alike if n >= 5]  # 1.2 and 9.3 slots on average, hardly any in between
+    assert 0.45 < len(near) / len(alike) < 0.55
+    assert abs(np.mean(near) - 12 * (0.75 + 0.25 / 10)) < 0.2 and abs(np.mean(far) - 1.2) < 0.2
+    assert space.starting_with([anchor]).anchors == (anchor,)
+
+
+def test_exploration_of_q_learning_takes_its_slots_from_one_draw():
+    anchor = tuple(range(10))
+    space = Space([tuple(range(10))] * 10, anchors=[anchor])
+    sampler = make_sampler("ql", space, 1000, None, 0)
+    alike = [sum(a == b for a, b in zip(choices, anchor, strict=True)) for choices in sampler.ask(300)]
+    assert 0.4 < sum(n >= 5 for n in alike) / len(alike) < 0.6
