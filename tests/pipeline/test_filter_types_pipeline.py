@@ -20,7 +20,7 @@ from stages.tasks import fit, load_network, make_task
 SETS = (
     "task.model=npas_tiny", "task.image_size=16", "task.threads=1", "task.train_limit=128", "search_scheme.trials=2", "search_scheme.pool=10", "search_scheme.batch=1",
     "search_scheme.schemes=none,block-punched", "search_scheme.rates=3", "search_scheme.blocks=8", "search_scheme.epochs=0.5", "search_scheme.budget_ratio=0.99",
-    "search_scheme.runs=5", "search_scheme.filter_types=3x3dw-1x1,1x1", "search_scheme.calibration=64", "search_pruner.algorithms=magnitude", "search_pruner.race_epochs=1",
+    "search_scheme.runs=5", "search_scheme.grouping=false", "search_scheme.filter_types=3x3dw-1x1,1x1", "search_scheme.calibration=64", "search_pruner.algorithms=magnitude", "search_pruner.race_epochs=1",
     "search_pruner.epochs=1", "search_pruner.distill=yes", "bench.runs=10",
 )  # fmt: skip
 
