@@ -124,6 +124,8 @@ class _Tracer:
         tensor = self.tensors[layer.inputs[0]]
         if layer.op not in ACTIVATIONS and "value" not in layer.attrs:
             self.row(layer.inputs[0])  # pins channels that lie along another axis than these layers expect
+            if tensor.ids.ndim < 2 or tensor.ids.size != tensor.ids.shape[1]:
+                return _pinned(len(layer.shape))  # pooling changes the size of that axis
         if layer.op == "batch_norm" and not (layer.module and {"weight", "bias"} <= set(layer.params)):
             self.lasting.append(tensor.ids.ravel())
         return _Tensor(tensor.ids, np.broadcast_to(_zero(layer, tensor.zero), tensor.ids.shape))

@@ -125,12 +125,12 @@ class TestSentences:
 
     def test_links(self, phone, relay, networks, check, monkeypatch):
         monkeypatch.setattr("stages.devices.job.Job.LOOK_SECONDS", 2.0)
-        name, slow = f"127.0.0.1:{relay.port}", TimingProtocol(runs=400, warmup=2, warmup_seconds=0.0)
+        name, slow = f"127.0.0.1:{relay.port}", TimingProtocol(runs=800, warmup=2, warmup_seconds=0.0)
         wait = android._wait
 
         def during(fault):
             def waiting(*arguments):
-                threading.Timer(1.0, fault).start()
+                threading.Timer(0.3, fault).start()
                 return wait(*arguments)
 
             monkeypatch.setattr(android, "_wait", waiting)
@@ -148,7 +148,7 @@ class TestSentences:
             device.close()
 
     def test_a_stale_job(self, phone, networks, check, monkeypatch):
-        slow = TimingProtocol(runs=500, warmup=1, warmup_seconds=0.0)
+        slow = TimingProtocol(runs=1200, warmup=1, warmup_seconds=0.0)
 
         class Killed(BaseException):
             pass

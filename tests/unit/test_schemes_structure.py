@@ -227,3 +227,21 @@ def test_the_check_of_zeros_names_the_layer_that_is_wrong(name):
     change, message = CHANGES[name]
     with pytest.raises(UsageError, match=message):
         check_zeros(*broken(change))
+
+
+class Stacked(nn.Module):
+    """The rows of one image below those of another: the same channels can't be told apart along dimension 1 alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(nn.functional.adaptive_avg_pool2d(torch.cat([self.a(x), self.b(x)], 2), 1).flatten(1))
+
+
+def test_channels_that_are_stacked_along_rows_stay_and_pooling_takes_them():
+    graph = trace(Stacked().eval(), torch.zeros(1, 3, 5, 5))
+    for path in ("a", "b"):
+        layer = next(x for x in graph.prunable if x.module == path)
+        assert {s.pruning for s in legal_schemes(layer, graph, ("none", "filter", "block-punched"), (2.0,), (2,))} == {"none", "block-punched"}
