@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +79,7 @@ def check(monkeypatch):
             text = text.replace(name, "X")
         print(f"{fault}\n    {text} [{code or 0}]")
         sentence, exit_code, _, _ = rows()[fault]
+        sentence, text = (re.sub(r"for \d+ s", "for some seconds", words) for words in (sentence, text))  # whichever question was open when the link fell silent
         assert sentence in text and exit_code == (code or "0")
 
     return checked
@@ -125,20 +125,19 @@ class TestSentences:
 
     def test_links(self, phone, relay, networks, check, monkeypatch):
         monkeypatch.setattr("stages.devices.job.Job.LOOK_SECONDS", 2.0)
-        name, slow = f"127.0.0.1:{relay.port}", TimingProtocol(runs=800, warmup=2, warmup_seconds=0.0)
+        name, slow = f"127.0.0.1:{relay.port}", TimingProtocol(runs=400, warmup=2, warmup_seconds=0.0)
         wait = android._wait
 
         def during(fault):
             def waiting(*arguments):
-                threading.Timer(0.3, fault).start()
+                fault()  # before the first look, however long the start took
                 return wait(*arguments)
 
             monkeypatch.setattr(android, "_wait", waiting)
 
         def silence():
             relay.silent = True
-            time.sleep(4)
-            relay.plug()
+            threading.Timer(4.0, relay.plug).start()
 
         for row, fault in (("the cable is cut in mid-run", relay.cut), ("the link falls silent in mid-run", silence), ("adbd is killed in mid-run", phone.kill_adbd)):
             during(fault)

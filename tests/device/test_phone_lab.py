@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ pytestmark = pytest.mark.adbd
 X = np.array([[1.0, -2.0, 0.5, 8.0]], dtype=np.float32)
 QUICK = TimingProtocol(runs=12, warmup=2, warmup_seconds=0.0, profile_runs=3)
 RIGHT = Expected(("pruned", "dense"), [(2 * X,), (3 * X,)], 1e-3)
-RUNS = 800  # 8 ms each: seconds enough for a fault to meet them in mid-run, also on a machine that is slow to look
+RUNS = 400  # 8 ms each: seconds, so that a fault meets them in mid-run
 
 
 class Heard(Silent):
@@ -83,15 +82,16 @@ def test_a_bad_cable_in_mid_run_costs_no_run(phone, relay, networks, fault, monk
     device = open_device(f"adb:127.0.0.1:{relay.port}", heard)
     wait = android._wait
 
-    def spoil():
-        if fault == "silent":
-            relay.silent = True
-            time.sleep(4)
+    def restore():
         relay.cut()  # nothing comes back to life on a silent connection
         relay.silent = False
 
-    def sabotaged(*arguments):
-        threading.Timer(0.3, spoil).start()
+    def sabotaged(*arguments):  # before the first look, however long the start took
+        if fault == "silent":
+            relay.silent = True
+            threading.Timer(4.0, restore).start()
+        else:
+            relay.cut()
         return wait(*arguments)
 
     monkeypatch.setattr(android, "_wait", sabotaged)
@@ -104,14 +104,16 @@ def test_a_bad_cable_in_mid_run_costs_no_run(phone, relay, networks, fault, monk
     assert left(phone) == ([], [])
 
 
-def test_adbd_killed_in_mid_run(device, phone, networks):
-    killer = threading.Timer(3.0, phone.kill_adbd)
-    killer.start()
-    try:
-        measured = device.measure(networks, [X], TimingProtocol(runs=1000, warmup=2, warmup_seconds=0.0), RIGHT)
-    finally:
-        killer.join()
-    assert len(measured.samples_ms[0]) == 1000 and measured.conditions.link["losses"] >= 1
+def test_adbd_killed_in_mid_run(device, phone, networks, monkeypatch):
+    wait = android._wait
+
+    def sabotaged(*arguments):
+        phone.kill_adbd()
+        return wait(*arguments)
+
+    monkeypatch.setattr(android, "_wait", sabotaged)
+    measured = device.measure(networks, [X], TimingProtocol(runs=RUNS, warmup=2, warmup_seconds=0.0), RIGHT)
+    assert len(measured.samples_ms[0]) == RUNS and measured.conditions.link["losses"] >= 1
 
 
 def test_a_program_that_may_not_be_executed(device, phone, networks, monkeypatch):
