@@ -147,7 +147,7 @@ class TestSentences:
             device.close()
 
     def test_a_stale_job(self, phone, networks, check, monkeypatch):
-        slow = TimingProtocol(runs=1200, warmup=1, warmup_seconds=0.0)
+        slow = TimingProtocol(runs=800, warmup=1, warmup_seconds=0.0)
 
         class Killed(BaseException):
             pass
