@@ -96,8 +96,9 @@ class Phone:
     def kill_adbd(self) -> None:
         """adbd dies; the phone's init starts it again, and detached programs and files live on."""
         for process in psutil.Process(self._process.pid).children(recursive=True):
-            if process.name() == "adbd":
-                process.send_signal(signal.SIGKILL)
+            with suppress(psutil.Error):  # others may end at any moment
+                if process.name() == "adbd":
+                    process.send_signal(signal.SIGKILL)
 
     def processes(self) -> list[str]:
         """Command lines of what runs on the phone, beside its init and adbd."""
