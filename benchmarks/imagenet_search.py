@@ -55,8 +55,8 @@ def params(o: argparse.Namespace, model: str) -> dict[str, dict[str, Any]]:
 def untuned(project: Project) -> float:
     """Test accuracy of the chosen scheme, pruned in one shot, batch norms estimated anew, no weight trained."""
     from stages.artifacts import read_json, sha256
-    from stages.config import load
     from stages.graph import trace
+    from stages.params import load
     from stages.schemes import Scheme, prune_, resolve
     from stages.tasks import load_network, make_task, recalibrate_bn
     from stages.tasks.train import cpu_threads

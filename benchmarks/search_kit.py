@@ -19,7 +19,8 @@ import numpy as np
 import yaml
 
 from benchmarks.projects import Project, home
-from stages.config import Config, load
+from stages.config import Config
+from stages.params import load
 from stages.progress import Progress, Silent
 from stages.search import evaluate
 from stages.search.candidate import Candidates, searched_types

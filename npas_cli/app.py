@@ -21,9 +21,10 @@ import typer
 
 from npas_cli import options, ui
 from npas_cli.commands import BESIDE, COMMANDS, Command
-from stages import config
 from stages.artifacts import plain
+from stages.config import fields
 from stages.errors import Interrupted, NpasError, UsageError
+from stages.params import Loaded, load
 
 ABOUT = """Prune a trained network to a latency budget measured on your device, and compile what remains so that it is that fast.
 
@@ -59,11 +60,11 @@ def _add(name: str, help: str, flags: Mapping[str, tuple[type, Any]], body: Call
 def _stage(command: Command) -> Callable[..., None]:
     def body(*, params: str | None, sets: Sequence[str] | None, show_config: bool, save_params: bool, as_json: bool, quiet: bool, verbose: int, **flags: Any) -> None:
         file = Path(params) if params else Path("params.yaml") if Path("params.yaml").exists() else None
-        loaded = config.load(file, sets or (), options.given(command.section, flags))
+        loaded = load(file, sets or (), options.given(command.section, flags))
         _one_budget(loaded)
         if save_params:
             options.save(file or Path("params.yaml"), loaded.overrides)
-            loaded = config.load(file or Path("params.yaml"))
+            loaded = load(file or Path("params.yaml"))
         if show_config:
             _show_config(loaded, command, as_json)
         else:
@@ -72,7 +73,7 @@ def _stage(command: Command) -> Callable[..., None]:
     return body
 
 
-def _run(command: Command, loaded: config.Loaded, screen: ui.Screen, as_json: bool, verbose: int) -> None:
+def _run(command: Command, loaded: Loaded, screen: ui.Screen, as_json: bool, verbose: int) -> None:
     with _watched(screen, verbose):
         result = importlib.import_module(command.entry).run(loaded.config, screen, loaded.overrides)
     if as_json:
@@ -85,7 +86,7 @@ def _run(command: Command, loaded: config.Loaded, screen: ui.Screen, as_json: bo
         screen.say(f"To record this run: {record_line(loaded.overrides)}")
 
 
-def _one_budget(loaded: config.Loaded) -> None:
+def _one_budget(loaded: Loaded) -> None:
     """budget_ms wins over budget_ratio, so a ratio that was asked for now would be ignored without a word."""
     ms, ratio = (loaded.sources[f"search_scheme.{key}"] for key in ("budget_ms", "budget_ratio"))
     if loaded.config.search_scheme.budget_ms is not None and ratio in ("-S", "flag"):
@@ -133,9 +134,9 @@ def _print_report(result: Mapping[str, Any]) -> None:
     print(f"report {result['report']}")
 
 
-def _show_config(loaded: config.Loaded, command: Command, as_json: bool) -> None:
+def _show_config(loaded: Loaded, command: Command, as_json: bool) -> None:
     sections = dict.fromkeys((command.section, "task", "probe"))
-    names = [f"{section}.{key}" for section in sections for key in config.fields(section)]
+    names = [f"{section}.{key}" for section in sections for key in fields(section)]
     if as_json:
         return ui.print_json({name: {"value": plain(loaded.value(name)), "source": loaded.sources[name]} for name in names})
     return ui.print_table(["key", "value", "source"], [(name, options.yaml_text(loaded.value(name)), loaded.sources[name]) for name in names])
@@ -150,7 +151,7 @@ def _devices(*, hosts: Sequence[str] | None, as_json: bool, quiet: bool, verbose
     from stages.devices import list_devices
 
     if not hosts and Path("params.yaml").exists():
-        hosts = config.load(Path("params.yaml")).config.probe.hosts
+        hosts = load(Path("params.yaml")).config.probe.hosts
     with _watched(ui.Screen(quiet), verbose):
         found = list_devices(hosts or ())
     if as_json:

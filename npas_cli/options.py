@@ -14,8 +14,9 @@ from rich.markup import escape
 
 from npas_cli.commands import Command
 from stages.artifacts import write_atomic
-from stages.config import SECTIONS, Kind, field_kind, fields
+from stages.config import SECTIONS, fields
 from stages.errors import UsageError
+from stages.params import Kind, field_kind
 
 WORDS = {bool: "", int: "INT", float: "FLOAT", str: "TEXT"}
 

@@ -11,7 +11,8 @@ from cli_kit import Install, Run
 
 from npas_cli import app, options
 from npas_cli.commands import BESIDE, COMMANDS
-from stages.config import Config, fields, load
+from stages.config import Config, fields
+from stages.params import load
 
 
 def flags_of(name: str) -> dict[str, list[str]]:

@@ -248,7 +248,7 @@ def test_the_stage_makes_one_executable_and_its_record(project: Path, monkeypatc
 
     from stages import compile as stage
     from stages.artifacts import read_json, sha256
-    from stages.config import load
+    from stages.params import load
     from stages.progress import Silent
     from stages.tasks import make_task
 

@@ -11,7 +11,7 @@ from test_compile_stage import checkpoints
 
 from npas_cli.app import main
 from stages.artifacts import cache_dir, read_json
-from stages.config import load
+from stages.params import load
 from stages.tasks import make_task
 
 pytestmark = [pytest.mark.adbd, pytest.mark.full]

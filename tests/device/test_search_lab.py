@@ -12,8 +12,8 @@ from test_compile_stage import checkpoints
 
 from npas_cli.app import main
 from stages.artifacts import cache_dir, read_json
-from stages.config import load
 from stages.devices import open_device
+from stages.params import load
 from stages.tasks import make_task
 
 pytestmark = [pytest.mark.adbd, pytest.mark.full]

@@ -14,9 +14,9 @@ from torch import nn
 from stages import compile as stage
 from stages.artifacts import read_json, save_checkpoint, sha256, write_json
 from stages.compiler import load_model
-from stages.config import load
 from stages.errors import ArtifactError
 from stages.graph import trace
+from stages.params import load
 from stages.progress import Silent
 from stages.schemes import prune_, uniform_scheme
 from stages.tasks import make_task

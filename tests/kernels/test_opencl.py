@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from stages import compile as stage
 from stages.artifacts import read_json
 from stages.compiler.opencl import OpenclModel, compile_opencl, runner
-from stages.config import load
 from stages.errors import DeviceNotFound, RunnerCrashed, UnsupportedOperator, UsageError
 from stages.graph import trace
+from stages.params import load
 from stages.progress import Silent
 from stages.schemes import Scheme, prune_, uniform_scheme
 from stages.tasks import make_task

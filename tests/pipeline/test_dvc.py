@@ -14,7 +14,8 @@ import yaml
 from npas_cli.commands import BESIDE, COMMANDS, Command
 from npas_cli.options import params_yaml
 from stages.artifacts import COLUMNS, SCHEMAS
-from stages.config import SECTIONS, TARGETS, Config, load
+from stages.config import SECTIONS, TARGETS, Config
+from stages.params import load
 
 STAGES: dict[str, Any] = yaml.safe_load((walk.ROOT / "dvc.yaml").read_text())["stages"]
 PIPELINE = {name: stage for name, stage in STAGES.items() if "foreach" not in stage}

@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 
 from stages import export
 from stages.artifacts import load_checkpoint, save_checkpoint, sha256, write_json
-from stages.config import Config, load
+from stages.config import Config
 from stages.errors import ArtifactError, UsageError
 from stages.graph import trace
+from stages.params import load
 from stages.progress import Silent
 from stages.schemes import uniform_scheme
 from stages.schemes.prune import prune_

@@ -9,10 +9,10 @@ import torch
 
 from stages import bench, compile, search_pruner, search_scheme
 from stages.artifacts import load_checkpoint, read_json, save_checkpoint, write_json
-from stages.config import load
 from stages.errors import WrongOutput
 from stages.graph import trace
 from stages.graph.rewrite import apply_replacements, find_replacements
+from stages.params import load
 from stages.progress import Silent
 from stages.schemes import Scheme, check_zeros, resolve
 from stages.tasks import fit, load_network, make_task

@@ -9,9 +9,9 @@ import torch
 
 from stages import bench, compile, search_pruner, search_scheme
 from stages.artifacts import load_checkpoint, read_json, save_checkpoint, write_json
-from stages.config import load
 from stages.graph import trace
 from stages.graph.orders import orbits
+from stages.params import load
 from stages.progress import Silent
 from stages.schemes import Scheme, check_zeros
 from stages.schemes.grouping import kept_energy, regroup_

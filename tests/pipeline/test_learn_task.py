@@ -12,10 +12,10 @@ from npas_cli.app import main
 from stages import learn_task
 from stages.artifacts import load_checkpoint, read_json
 from stages.compiler import load_model
-from stages.config import load
 from stages.errors import UsageError
 from stages.lifelong import Commons
 from stages.lifelong.network import example_of, network_of
+from stages.params import load
 from stages.progress import Silent
 from stages.tasks import make_task
 

@@ -11,8 +11,9 @@ import torch
 
 from stages import pretrain
 from stages.artifacts import load_checkpoint, read_json, sha256
-from stages.config import Config, load
+from stages.config import Config
 from stages.errors import UsageError
+from stages.params import load
 from stages.progress import Silent
 from stages.tasks import load_network, make_task
 

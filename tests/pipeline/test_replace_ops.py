@@ -12,11 +12,12 @@ from test_pretrain import SETS, KilledAfter
 
 from stages import pretrain, replace_ops
 from stages.artifacts import load_checkpoint, read_json, save_checkpoint, sha256
-from stages.config import Config, load
+from stages.config import Config
 from stages.errors import ArtifactError
 from stages.graph import Graph
 from stages.graph.rewrite import exponentials_left
 from stages.graph.tracing import trace
+from stages.params import load
 from stages.progress import Silent
 from stages.tasks import load_network, make_task
 

@@ -15,10 +15,11 @@ import torch
 
 from stages import search_pruner
 from stages.artifacts import load_checkpoint, read_json, save_checkpoint, sha256, write_json
-from stages.config import Config, load
+from stages.config import Config
 from stages.errors import ArtifactError, UsageError
 from stages.graph import trace
 from stages.graph.rewrite import apply_replacements, find_replacements
+from stages.params import load
 from stages.progress import Silent
 from stages.schemes import LayerScheme, Scheme, check_zeros, uniform_scheme
 from stages.tasks import fit, load_network, make_task
@@ -39,7 +40,7 @@ OUTPUTS = ("weights.pt", "race.json", "metrics.json", "race.csv", "history.csv")
 SCRIPT = f"""
 import sys
 from stages import search_pruner
-from stages.config import load
+from stages.params import load
 from stages.progress import Silent
 class Screen(Silent):
     def say(self, line): print(line, flush=True)

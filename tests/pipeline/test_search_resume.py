@@ -18,10 +18,10 @@ import pytest
 
 from stages import search_scheme
 from stages.artifacts import read_json, save_checkpoint, write_json
-from stages.config import load
 from stages.errors import ArtifactError, InfeasibleBudget
 from stages.graph import trace
 from stages.graph.rewrite import apply_replacements, find_replacements
+from stages.params import load
 from stages.progress import Silent
 from stages.schemes import Scheme
 from stages.tasks import make_task
@@ -44,7 +44,7 @@ LIVE = (
 COMMON = """
 import sys
 from stages import search_scheme
-from stages.config import load
+from stages.params import load
 from stages.progress import Silent
 
 class Screen(Silent):

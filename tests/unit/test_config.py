@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from stages.config import SECTIONS, Config, convert, field_kind, fields, load
+from stages.config import SECTIONS, Config, fields
 from stages.errors import UsageError
+from stages.params import convert, field_kind, load
 
 
 def refused(section: str, key: str, value: object) -> UsageError:

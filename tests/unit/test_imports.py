@@ -9,11 +9,12 @@ from pathlib import Path
 import import_walk as walk
 import pytest
 
-BASE = ("errors", "progress", "config", "artifacts")
+BASE = ("errors", "progress", "config", "params", "artifacts")
 MAY_IMPORT = {  # part of stages/ -> the parts that it may import, beside itself
     "errors": (),
     "progress": (),
-    "config": ("errors",),
+    "config": (),
+    "params": ("errors", "config"),
     "artifacts": ("errors", "config"),
     "parallel": ("errors",),
     "graph": BASE,
