@@ -1,4 +1,4 @@
-"""Fixtures of the tests that talk to a real adbd (marker adbd): phones, people who answer their dialog, bad cables, Debian's adb server. Nothing here touches port 5037 or the user's keys."""
+"""Fixtures of the tests that talk to a real adbd (marker adbd): phones, people who answer their dialog, bad cables, Debian's adb server, ARM programs for phones. Nothing here touches port 5037 or the user's keys."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 from lab.phone import PROPS, AdbServer, Dialog, Phone, Unavailable, adbd
 from lab.relay import Relay
+from phone_kit import c_source, linked
 
+from stages.artifacts import cache_dir
+from stages.compiler import toolchain
+from stages.devices import Linked
 from stages.devices.adb.keys import make_key
 
 MIB = 2**20
@@ -95,3 +99,21 @@ def adb_server(lab: None, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", str(server.port))
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def arm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., list[Linked]]]:
+    """``arm(model=..., dense=...)``: those C sources in one ARM executable."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("NPAS_CACHE", raising=False)
+        patch.setenv("ZIG_GLOBAL_CACHE_DIR", str(cache_dir("zig")))
+        patch.setenv("ZIG_LOCAL_CACHE_DIR", str(tmp_path_factory.mktemp("zig")))
+        toolchain.prepare(toolchain.STATIC, print)
+        cc = [*toolchain.zig(toolchain.STATIC), "-fno-sanitize=undefined"]
+        yield lambda **sources: linked(tmp_path_factory.mktemp("arm"), cc, **sources)
+
+
+@pytest.fixture(scope="module")
+def networks(arm: Callable[..., list[Linked]]) -> list[Linked]:
+    """A network of 2 ms and a dense one of 6 ms, for phones."""
+    return arm(model=c_source(2.0, ms=2.0), dense=c_source(3.0, ms=6.0))

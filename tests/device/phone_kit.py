@@ -1,4 +1,4 @@
-"""A phone that is a folder of this machine: the same commands through sh, native executables instead of ARM ones, and links that break when a test says so. See also lab.py: a real adbd."""
+"""A phone that is a folder of this machine: the same commands through sh, native executables instead of ARM ones, and links that break when a test says so. And who hears what npas says of a phone. See also lab/: a real adbd."""
 
 from __future__ import annotations
 
@@ -15,9 +15,20 @@ from stages.devices.adb.connection import Result
 from stages.devices.android import Android
 from stages.devices.runner import SOURCE, find_cc
 from stages.errors import DeviceLost, NpasError
+from stages.progress import Silent
 
 PROPERTIES = {"ro.product.model": "folder", "ro.product.cpu.abi": "arm64-v8a", "ro.build.version.sdk": "31", "ro.hardware": "qemu"}
 SYMBOLS = ("npas_manifest", "npas_workspace_bytes", "npas_run", "npas_profile")
+
+
+class Heard(Silent):
+    """Keeps what a person would read."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
 
 
 class FolderPhone:
@@ -94,4 +105,4 @@ def linked(folder: Path, cc: Sequence[str] = (), **sources: str) -> list[Linked]
     return [Linked(folder / "runner", name) for name in sources]
 
 
-__all__ = ["MANIFEST", "FolderPhone", "c_source", "linked"]
+__all__ = ["MANIFEST", "FolderPhone", "Heard", "c_source", "linked"]

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from phone_kit import Heard
 
 from stages.devices.adb import connection as connection_module
 from stages.devices.adb import open_connection
@@ -19,16 +20,6 @@ from stages.progress import Silent
 
 pytestmark = pytest.mark.adbd
 TMP = "/data/local/tmp"
-
-
-class Heard(Silent):
-    """Keeps what a person would read."""
-
-    def __init__(self):
-        self.lines = []
-
-    def say(self, line):
-        self.lines.append(line)
 
 
 @pytest.fixture(params=["tcp", "server"])

@@ -8,10 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from phone_kit import c_source, linked
+from phone_kit import Heard, c_source
 
-from stages.artifacts import cache_dir
-from stages.compiler import toolchain
 from stages.devices import Expected, TimingProtocol, android, open_device
 from stages.devices.adb import connection as connection_module
 from stages.devices.adb.direct import tcp_link
@@ -22,14 +20,6 @@ ROOT = Path(__file__).resolve().parents[2]
 TABLE = (ROOT / "docs/phone.md").read_text()
 X = np.array([[1.0, -2.0, 0.5, 8.0]], dtype=np.float32)
 QUICK = TimingProtocol(runs=12, warmup=2, warmup_seconds=0.0)
-
-
-class Heard(Silent):
-    def __init__(self):
-        self.lines = []
-
-    def say(self, line):
-        self.lines.append(line)
 
 
 def rows():
@@ -46,22 +36,6 @@ def test_every_fault_of_the_table_has_tests_that_exist():
         assert named, f"no test for: {fault}"
         for file, test in named:
             assert f"{file}.py" in sources and (not test or f"def {test}(" in sources[f"{file}.py"] or f"class {test}" in sources[f"{file}.py"]), f"{fault}: {file}::{test}"
-
-
-@pytest.fixture(scope="module")
-def arm(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("NPAS_CACHE", raising=False)
-        patch.setenv("ZIG_GLOBAL_CACHE_DIR", str(cache_dir("zig")))
-        patch.setenv("ZIG_LOCAL_CACHE_DIR", str(tmp_path_factory.mktemp("zig")))
-        toolchain.prepare(toolchain.STATIC, print)
-        cc = [*toolchain.zig(toolchain.STATIC), "-fno-sanitize=undefined"]
-        yield lambda **sources: linked(tmp_path_factory.mktemp("arm"), cc, **sources)
-
-
-@pytest.fixture(scope="module")
-def networks(arm):
-    return arm(model=c_source(2.0, ms=2.0), dense=c_source(3.0, ms=6.0))
 
 
 @pytest.fixture

@@ -7,44 +7,16 @@ import time
 
 import numpy as np
 import pytest
-from phone_kit import c_source, linked
+from phone_kit import Heard, c_source
 
-from stages.artifacts import cache_dir
-from stages.compiler import toolchain
 from stages.devices import Expected, TimingProtocol, android, open_device
 from stages.errors import DeviceFull, RunnerCrashed, UsageError, WrongOutput
-from stages.progress import Silent
 
 pytestmark = pytest.mark.adbd
 X = np.array([[1.0, -2.0, 0.5, 8.0]], dtype=np.float32)
 QUICK = TimingProtocol(runs=12, warmup=2, warmup_seconds=0.0, profile_runs=3)
 RIGHT = Expected(("pruned", "dense"), [(2 * X,), (3 * X,)], 1e-3)
 RUNS = 400  # 8 ms each: seconds, so that a fault meets them in mid-run
-
-
-class Heard(Silent):
-    def __init__(self):
-        self.lines = []
-
-    def say(self, line):
-        self.lines.append(line)
-
-
-@pytest.fixture(scope="module")
-def arm(tmp_path_factory):
-    """``arm(model=..., dense=...)``: those C sources in one ARM executable."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("NPAS_CACHE", raising=False)
-        patch.setenv("ZIG_GLOBAL_CACHE_DIR", str(cache_dir("zig")))
-        patch.setenv("ZIG_LOCAL_CACHE_DIR", str(tmp_path_factory.mktemp("zig")))
-        toolchain.prepare(toolchain.STATIC, print)
-        cc = [*toolchain.zig(toolchain.STATIC), "-fno-sanitize=undefined"]
-        yield lambda **sources: linked(tmp_path_factory.mktemp("arm"), cc, **sources)
-
-
-@pytest.fixture(scope="module")
-def networks(arm):
-    return arm(model=c_source(2.0, ms=2.0), dense=c_source(3.0, ms=6.0))
 
 
 @pytest.fixture()

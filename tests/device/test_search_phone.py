@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 from c_models import c_source
-from phone_kit import FolderPhone, linked
+from phone_kit import FolderPhone, Heard, linked
 from torch import nn
 
 from stages.config import Config
@@ -25,14 +25,6 @@ from stages.search.trials import Journal, Timing
 
 HOT = "cat <<'E'\nThermal Status: 2\nHAL Ready: true\nE"
 RULES = Rules(budget_ms=1.0, trials=3, batch=2)
-
-
-class Said(Silent):
-    def __init__(self):
-        self.lines = []
-
-    def say(self, line):
-        self.lines.append(line)
 
 
 class Twice(nn.Module):
@@ -167,7 +159,7 @@ class TestTheProbedDevice:
             known.check_known("adb:A", self.identity(phones) | {"fingerprint": "0"}, Silent())
 
     def test_of_several_those_that_are_there_must_be_of_the_kind(self, phones, monkeypatch):
-        who, said = self.identity(phones), Said()
+        who, said = self.identity(phones), Heard()
         known.check_known("adb:A,adb:B", who, said)
         assert not said.lines
         monkeypatch.setattr(phones["adb:B"], "shell", lambda *_, **__: (_ for _ in ()).throw(DeviceNotFound("B does not answer.")))
