@@ -17,11 +17,11 @@ import torch
 from hypothesis import HealthCheck, Phase, given, reject, settings
 from hypothesis import strategies as st
 from kernel_kit import Fire, assert_equal, calibrated, inputs, randomised
+from phone_kit import kept_zig_cache
 from random_networks import draw_network
 from test_fuzz import TOLERANCE, drawn_scheme
 from torch import Tensor, nn
 
-from stages.artifacts import cache_dir
 from stages.compiler import compile_model, count, cross, load_model, toolchain
 from stages.compiler.cross import CrossModel
 from stages.devices import emulator, runner
@@ -40,12 +40,8 @@ SHAPE = (1, 3, 18, 22)
 
 @pytest.fixture(autouse=True, scope="module")
 def _kept_zig_cache() -> Iterator[None]:
-    """musl takes zig minutes to compile: once a machine, not once a session."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("NPAS_CACHE", raising=False)
-        zig = cache_dir("zig")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ZIG_GLOBAL_CACHE_DIR", str(zig))
+        patch.setenv("ZIG_GLOBAL_CACHE_DIR", str(kept_zig_cache()))
         toolchain.prepare(toolchain.STATIC, print)
         yield
 

@@ -7,10 +7,11 @@ from xml.etree import ElementTree
 
 import pytest
 from kernel_kit import randomised
+from phone_kit import kept_zig_cache
 from test_compile_stage import checkpoints
 
 from npas_cli.app import main
-from stages.artifacts import cache_dir, read_json
+from stages.artifacts import read_json
 from stages.params import load
 from stages.tasks import make_task
 
@@ -21,10 +22,7 @@ SMALL = ["-S", "task.model=npas_tiny", "--runs", "12", "--warmup", "2"]
 @pytest.fixture()
 def ready(project, monkeypatch):
     """A project whose networks are trained and compiled for this machine."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("NPAS_CACHE", raising=False)
-        zig = cache_dir("zig")
-    monkeypatch.setenv("ZIG_GLOBAL_CACHE_DIR", str(zig))
+    monkeypatch.setenv("ZIG_GLOBAL_CACHE_DIR", str(kept_zig_cache()))
     checkpoints(randomised(make_task(load(None, ["task.model=npas_tiny"]).config.task).model()))
     assert main(["probe", "-q"]) == 0
     assert main(["compile", "-q", "-S", "task.model=npas_tiny"]) == 0

@@ -8,10 +8,11 @@ import time
 
 import pytest
 from kernel_kit import randomised
+from phone_kit import kept_zig_cache
 from test_compile_stage import checkpoints
 
 from npas_cli.app import main
-from stages.artifacts import cache_dir, read_json
+from stages.artifacts import read_json
 from stages.devices import open_device
 from stages.params import load
 from stages.tasks import make_task
@@ -26,10 +27,7 @@ SEARCH = ["search-scheme", *TINY, "--trials", "3", "--initial", "2", "--batch", 
 @pytest.fixture()
 def ready(project, monkeypatch):
     """A project with a network to search, and zig's own cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("NPAS_CACHE", raising=False)
-        zig = cache_dir("zig")
-    monkeypatch.setenv("ZIG_GLOBAL_CACHE_DIR", str(zig))
+    monkeypatch.setenv("ZIG_GLOBAL_CACHE_DIR", str(kept_zig_cache()))
     checkpoints(randomised(make_task(load(None, SETS).config.task).model()))
     return project
 
