@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from training_kit import Killer
 
 from npas_cli.app import main
 from stages import learn_task
@@ -29,16 +30,6 @@ def run(*more: str, progress: Silent = SILENT) -> dict:
 
 def commons() -> Commons:
     return Commons.from_checkpoint(load_checkpoint("lifelong/network.pt"))
-
-
-class Killer(Silent):
-    def __init__(self, last: int):
-        self.left = last
-
-    def advance(self, line: str = "") -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
 
 
 @pytest.fixture

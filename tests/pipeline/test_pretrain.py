@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from training_kit import Killer
 
 from stages import pretrain
 from stages.artifacts import load_checkpoint, read_json, sha256
@@ -22,18 +23,6 @@ SETS = ("task.model=npas_tiny", "task.image_size=16", "task.train_limit=128", "t
 
 def config(*more: str) -> Config:
     return load(None, [*SETS, *more]).config
-
-
-class KilledAfter(Silent):
-    """kill -9 once ``epochs`` epochs are saved."""
-
-    def __init__(self, epochs: int):
-        self.left = epochs
-
-    def advance(self, line: str = "") -> None:
-        self.left -= 1
-        if not self.left:
-            raise SystemExit(137)
 
 
 def test_writes_what_later_stages_read(project: Path):
@@ -56,7 +45,7 @@ def test_the_same_bytes_again_also_after_a_kill(project: Path):
     first = {name: sha256(f"pretrain/{name}") for name in ("model.pt", "metrics.json", "history.csv")}
     Path("pretrain/model.pt").unlink()
     with pytest.raises(SystemExit):
-        pretrain.run(config(), KilledAfter(2))
+        pretrain.run(config(), Killer(2, SystemExit(137)))
     assert not Path("pretrain/model.pt").exists() and list(Path(".npas").rglob("*.pt"))
     pretrain.run(config(), Silent())
     assert {name: sha256(f"pretrain/{name}") for name in first} == first

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_pretrain import SETS, KilledAfter
+from test_pretrain import SETS
+from training_kit import Killer
 
 from stages import pretrain, replace_ops
 from stages.artifacts import load_checkpoint, read_json, save_checkpoint, sha256
@@ -86,7 +87,7 @@ def test_the_same_bytes_again_also_after_a_kill(ready: Path, unmeasured: None):
     first = {name: sha256(f"replace_ops/{name}") for name in FILES}
     Path("replace_ops/model.pt").unlink()
     with pytest.raises(SystemExit):
-        replace_ops.run(config(), KilledAfter(1))
+        replace_ops.run(config(), Killer(1, SystemExit(137)))
     replace_ops.run(config(), Silent())
     assert {name: sha256(f"replace_ops/{name}") for name in FILES} == first
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
+from training_kit import Killer
 
 from stages.config import Lifelong
 from stages.config import Task as TaskConfig
@@ -133,18 +134,6 @@ def test_the_file_holds_all_of_it(steps: list[Commons]) -> None:
     assert [again.digest(name) for name in NAMES] == [steps[3].digest(name) for name in NAMES]
     x = task("low").example()
     assert torch.equal(network_of(again, "low")(x), network(steps[3], "low")(x)), "the network needs no data"
-
-
-class Killer(Silent):
-    """Stops the training right after epoch ``last`` was saved."""
-
-    def __init__(self, last: int):
-        self.left = last
-
-    def advance(self, line: str = "") -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("epoch", [1, 2, 3])  # learning, the ramp, the retraining

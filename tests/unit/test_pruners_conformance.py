@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from training_kit import Killer
 
 from stages.config import SearchPruner
 from stages.config import Task as TaskConfig
@@ -42,18 +43,6 @@ def scheme_of(kind: str) -> Scheme:
     filters = uniform_scheme(graph, "filter", 2.0)
     layers = {path: layer for path, layer in filters.layers.items() if path.startswith(("head", "blocks.1.layers.0", "blocks.1.layers.2.expand"))}
     return Scheme(layers | {"stem.0": LayerScheme("keep", "pattern", 3.0, 5), "classifier": LayerScheme("keep", "block-based", 10.0, 4)}, filters.coupled)
-
-
-class Killer(Silent):
-    """Stops the training right after epoch ``last`` was saved."""
-
-    def __init__(self, last: int):
-        self.left = last
-
-    def advance(self, line: str = "") -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
 
 
 def run(
