@@ -130,6 +130,7 @@ def measure(run: Run, task: Task, dense: nn.Module, graph: Graph, folder: Path) 
     module, scheme, settings, start = task.model(), scheme_of(run, graph), settings_of(run), time.monotonic()
     module.load_state_dict(dense.state_dict())
     pruner = PRUNERS[run.algorithm](module, scheme, settings)
+    pruner.prepare(task)
     checkpoint = folder / f"{run.digest}.pt"
     curve = fit(module, task, epochs=run.epochs, lr=run.lr, weight_decay=run.weight_decay, seed=run.seed, masks=pruner.masks, hooks=pruner, checkpoint=checkpoint)
     masks = {name: mask.cpu() for name, mask in pruner.masks.items()}

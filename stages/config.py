@@ -129,7 +129,7 @@ class SearchScheme:
         "what a convolution may become where shapes allow; without keep, every layer that can be replaced is",
         choices=("keep", "1x1", "3x3", "3x3dw-1x1", "1x1-3x3dw-1x1", "skip"),
     )
-    calibration: int = tunable(256, "training images from which new filter types learn the feature maps that they replace, a quarter of them to judge the result", low=4)
+    calibration: int = tunable(256, "training images from which new filter types learn the feature maps that they replace (a quarter of them to judge the result), and pruned layers theirs", low=4)
     sweeps: int = tunable(4, "rounds of alternating least squares for the new separable filter types", low=0)
     early_stop: bool = tunable(True, "end a candidate's training when its learning curve says that it stays below the best")
     early_stop_confidence: float = tunable(0.95, "how sure that must be (Baker et al. 2018: 0.95 to 0.99)", low=0.5, high=1)
@@ -137,10 +137,11 @@ class SearchScheme:
     distill: float = tunable(0.0, "weight of the distillation from the dense network in that retraining: costs a third of its time, helps where labelled images are few", low=0, high=1)
     ablate: bool = tunable(True, "at the end, measure what each layer of the winner costs and saves", duration=True)
     patience_minutes: float = tunable(30.0, "how long training goes on without a phone that can measure (lost, hot, in use) before the search stops, to be continued", low=0, duration=True)
+    compensate: bool = tunable(True, "fit what stays of each pruned layer to the layer's outputs on the calibration images, before any training: more accurate, costs a second")
     grouping: bool = tunable(True, "reorder each candidate's channels so that filters that prune well together share blocks: more accurate at the same shapes; costs a candidate 0.2 s (ResNet-20) to 10 s (ResNet-50)")
 
 
-PRUNERS = ("magnitude", "gradual", "admm", "group-lasso", "geometric-median", "taylor", "dynamic-pattern", "dais", "global-scale")
+PRUNERS = ("magnitude", "least-squares", "gradual", "admm", "group-lasso", "geometric-median", "taylor", "dynamic-pattern", "dais", "global-scale")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,3 +108,17 @@ def _places(ids: np.ndarray, number: np.ndarray, rank: np.ndarray) -> Iterator[t
         if orbit >= 0:
             places = order[begin : begin + size]
             yield orbit, places.reshape(len(np.unique(ids[places])), -1)
+
+
+def column_orders(graph: Graph, orders: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
+    """What reordering channels did to those who read them: weight -> for each of its columns (input channels) the one that came there. ``orders``: an orbit's name -> its order, as ``permute`` takes it.
+
+    Only weights in one group whose columns moved.
+    """
+    found: dict[str, np.ndarray] = {}
+    sizes = {layer.params["weight"]: layer.weight_shape[1] for layer in graph.prunable}
+    for orbit in orbits(graph) if orders else ():
+        for name in orbit.columns.keys() & sizes.keys() if orbit.name in orders else ():
+            columns = orbit.columns[name][0][1]
+            found.setdefault(name, np.arange(sizes[name]))[columns.ravel()] = columns[np.asarray(orders[orbit.name])].ravel()
+    return found

@@ -9,12 +9,13 @@ from stages.pruners.geometric_median import GeometricMedian
 from stages.pruners.global_scale import GlobalScale
 from stages.pruners.gradual import Gradual
 from stages.pruners.group_lasso import GroupLasso
+from stages.pruners.least_squares import LeastSquares
 from stages.pruners.magnitude import Magnitude
 from stages.pruners.race import Outcome, race
 from stages.pruners.taylor import Taylor
 
 PRUNERS: Table = {
-    "magnitude": Magnitude, "gradual": Gradual, "admm": Admm, "group-lasso": GroupLasso, "geometric-median": GeometricMedian, "taylor": Taylor,
+    "magnitude": Magnitude, "least-squares": LeastSquares, "gradual": Gradual, "admm": Admm, "group-lasso": GroupLasso, "geometric-median": GeometricMedian, "taylor": Taylor,
     "dynamic-pattern": DynamicPattern, "dais": Dais, "global-scale": GlobalScale,
 }  # fmt: skip
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from stages.config import SearchPruner
 from stages.schemes import Scheme
-from stages.tasks import FitHooks
+from stages.tasks import FitHooks, Task
 
 UPDATES = 64  # most changes of a schedule between dense and pruned; a short run changes at every step
 
@@ -18,13 +18,16 @@ UPDATES = 64  # most changes of a schedule between dense and pruned; a short run
 class Pruner(FitHooks):
     """An algorithm that prunes ``module`` to ``scheme`` while ``fit`` trains it. One file each, listed in PRUNERS; tests/unit/test_pruners_conformance.py holds for all.
 
-    It is made from the dense module, and given to ``fit(module, task, masks=pruner.masks, hooks=pruner)``. When training ends, ``masks`` has exactly the scheme's structure and every weight
+    It is made from the dense module, prepared, and given to ``fit(module, task, masks=pruner.masks, hooks=pruner)``. When training ends, ``masks`` has exactly the scheme's structure and every weight
     outside is exactly 0. It draws no random numbers, and ``state`` with the module's weights is all that a resumed run needs. Shapes never change.
     """
 
     def __init__(self, module: nn.Module, scheme: Scheme, settings: SearchPruner):
         self.module, self.scheme, self.settings = module, scheme, settings
         self.masks: dict[str, Tensor] = {}  # fit applies them after every step; an algorithm changes them in place
+
+    def prepare(self, task: Task) -> None:
+        """Called once before ``fit``, for algorithms that look at training images first. Must be deterministic: a run that is continued is prepared again, and then takes its weights from its checkpoint."""
 
     def weights(self, names: Iterable[str]) -> dict[str, Tensor]:
         """The live parameters of these names, to be changed in place."""

@@ -82,6 +82,7 @@ class Runner:
         """Prune a copy of the dense network in ``epochs``; continues from its checkpoint, which the caller deletes."""
         s, module = replace(self.settings, lr=entry.lr), copy.deepcopy(self.dense)
         pruner = self.table[entry.algorithm](module, self.scheme, s)
+        pruner.prepare(self.task)
         curve = fit(module, self.task, epochs=epochs, lr=s.lr, weight_decay=s.weight_decay, seed=s.seed, teacher=self.teacher if entry.distill else None, distill=s.distill_weight,
                     temperature=s.temperature, masks=pruner.masks, hooks=pruner, checkpoint=self.checkpoint(entry, epochs), progress=self.progress, description=description,
                     label_smoothing=s.label_smoothing, schedule=s.schedule, ema=s.ema, align=s.feature_weight, features=self.features)  # fmt: skip

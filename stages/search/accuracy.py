@@ -1,4 +1,4 @@
-"""What a candidate is worth: one-shot pruning, a short training that ends early when it is hopeless, batch norms estimated anew. Imports config, parallel, schemes and tasks of npas."""
+"""What a candidate is worth: one-shot pruning that what stays makes up for, a short training that ends early when it is hopeless, batch norms estimated anew. Imports config, parallel, schemes and tasks of npas."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stages.config import Config
 from stages.parallel import Handler
 from stages.schemes import Scheme
-from stages.schemes.prune import prune_
-from stages.search.candidate import Candidates
+from stages.schemes.compensate import compensate_
+from stages.schemes.prune import apply_masks, make_masks
+from stages.search.candidate import Candidate, Candidates
 from stages.search.early_stop import CurveKeeper, StopRule
 from stages.search.evaluator import Trained
-from stages.search.network import open_candidates, open_network
+from stages.search.network import open_candidates, open_network, open_reads
 from stages.tasks import FitHooks, Task, fit, recalibrate_bn
 from stages.tasks.placed import placed
 from stages.tasks.train import cpu_threads
@@ -34,34 +35,41 @@ class FastEvaluation:
 
     def __init__(self, config: Config, task: Task, candidates: Candidates):
         self.config, self.task, self.candidates = config.search_scheme, task, candidates
+        self.reads = open_reads(config, task, candidates.network, candidates.graph)
 
     def train(self, scheme: Scheme, rule: StopRule | None = None) -> Trained:
         """Accuracy on val after ``epochs``, or where ``rule`` ended the training. With ``distill`` the searched network is the teacher: it knows more of an image than its label does."""
-        c, built, curve = self.config, self.candidates.build(scheme), _Curve(CurveKeeper(self.config.epochs, rule))
+        c, curve = self.config, _Curve(CurveKeeper(self.config.epochs, rule))
         with cpu_threads(c.train_threads):  # of everything: more threads than cores wait for each other
-            masks = prune_(built.module, built.scheme)
+            built, masks = self._pruned(scheme)
             fit(built.module, self.task, epochs=c.epochs, lr=c.lr, seed=c.seed, limit=c.train_limit, teacher=self.candidates.network if c.distill else None, distill=c.distill,
                 masks=masks, hooks=curve, threads=c.train_threads, evaluate=False)  # fmt: skip
             return Trained(self.settled(built.module), tuple(curve.keeper.curve), curve.keeper.stopped)
 
     def one_shot(self, scheme: Scheme) -> float:
         """Accuracy on val when the candidate is pruned and not trained at all."""
-        built = self.candidates.build(scheme)
         with cpu_threads(self.config.train_threads):
-            prune_(built.module, built.scheme)
-            return self.settled(built.module)
+            return self.settled(self._pruned(scheme)[0].module)
 
     def damage(self, scheme: Scheme) -> float:
         """How far the outputs of the candidate, pruned and not trained at all, are from the searched network's: the task's distillation loss, which needs no labels and is 0 for the network itself.
 
         In both, batch norms take the statistics of the batch, as the candidate's would be estimated anew.
         """
-        built = self.candidates.build(scheme)
         with cpu_threads(self.config.train_threads), torch.no_grad():
-            prune_(built.module, built.scheme)
+            module = self._pruned(scheme)[0].module
             batches, wanted = self._compared
-            losses = [float(self.task.distill_loss(o, w, 1.0)) for o, w in zip(self._outputs(built.module, batches), wanted, strict=True)]
+            losses = [float(self.task.distill_loss(o, w, 1.0)) for o, w in zip(self._outputs(module, batches), wanted, strict=True)]
         return sum(losses) / len(losses)
+
+    def _pruned(self, scheme: Scheme) -> tuple[Candidate, dict[str, Tensor]]:
+        """The candidate, pruned in one shot, what stays fitted to what the layers computed; and its masks."""
+        built = self.candidates.build(scheme)
+        masks = make_masks(built.module, built.scheme)
+        if self.reads:
+            compensate_(built.module, built.graph, built.scheme, masks, self.reads, built.orders)
+        apply_masks(built.module, masks)
+        return built, masks
 
     @cached_property
     def _compared(self) -> tuple[list[Any], list[Any]]:

@@ -1,14 +1,17 @@
-"""The network that is searched and what builds its candidates, as every process of the search opens them. Imports artifacts, config, graph and tasks of npas."""
+"""The network that is searched and what builds its candidates, as every process of the search opens them. Imports artifacts, config, graph, schemes and tasks of npas."""
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Iterator
 
-from stages.artifacts import sha256, state_dir, state_key
+from torch import Tensor, nn
+
+from stages.artifacts import load_checkpoint, save_checkpoint, sha256, state_dir, state_key
 from stages.config import Config
 from stages.graph import Graph
 from stages.graph.tracing import trace
 from stages.progress import Progress, Silent
+from stages.schemes.compensate import Reads, learn_reads
 from stages.search.candidate import Candidates, searched_types
 from stages.search.reconstruct import load_or_reconstruct
 from stages.search.trials import code_version
@@ -16,7 +19,8 @@ from stages.tasks import Task, load_network, make_task
 from stages.tasks.train import cpu_threads
 
 MODEL = "replace_ops/model.pt"
-RECONSTRUCTION = ("search/approximate.py", "search/reconstruct.py", "graph", "tasks")  # the code that decides what new filter types begin with
+RECONSTRUCTION = ("search/approximate.py", "search/reconstruct.py", "schemes/patches.py", "graph", "tasks")  # the code that decides what new filter types begin with
+COMPENSATION = ("schemes/compensate.py", "schemes/patches.py", "graph", "tasks")  # the code that decides what layers are seen to read
 SILENT = Silent()
 
 
@@ -32,8 +36,27 @@ def open_candidates(config: Config, task: Task, network: nn.Module, graph: Graph
     c, types = config.search_scheme, searched_types(network, graph, config.search_scheme)
     if not types:
         return Candidates(network, graph, grouping=c.grouping)
-    count = min(c.calibration, task.size("train"))
-    images = (task.inputs(batch) for batch in task.batches("train", limit=count))
+    images, count = _calibration(config, task)
     folder = state_dir("reconstruct", state_key(sha256(MODEL), config.task, types, c.calibration, c.sweeps, code_version(RECONSTRUCTION)))
     with cpu_threads(c.train_threads):
         return Candidates(network, graph, load_or_reconstruct(folder / "filter_types.pt", network, types, images, count, c.sweeps, progress), c.grouping)
+
+
+def open_reads(config: Config, task: Task, network: nn.Module, graph: Graph) -> dict[str, Reads]:
+    """What each layer of ``network`` reads, for pruned candidates to make up for what they lost; learnt at the first call and kept in the state folder. {} without ``search_scheme.compensate``."""
+    c = config.search_scheme
+    if not c.compensate:
+        return {}
+    path = state_dir("compensate", state_key(sha256(MODEL), config.task, c.calibration, code_version(COMPENSATION))) / "reads.pt"
+    if not path.exists():
+        images, count = _calibration(config, task)
+        with cpu_threads(c.train_threads):
+            learnt = learn_reads(network, graph, images, count)
+        save_checkpoint(path, {"reads": {name: (r.mean, r.root, r.shrunk) for name, r in learnt.items()}})
+    return {name: Reads(*values) for name, values in load_checkpoint(path)["reads"].items()}
+
+
+def _calibration(config: Config, task: Task) -> tuple[Iterator[Tensor], int]:
+    """The first training images, batch by batch, and their number."""
+    count = min(config.search_scheme.calibration, task.size("train"))
+    return (task.inputs(batch) for batch in task.batches("train", limit=count)), count

@@ -1,7 +1,7 @@
 """Good initial weights for every filter type of every layer: each replacement learns the feature map of what it replaces (NPAS section 5.2; LANA, Molchanov et al. 2022, section 3.1).
 
 One pass of the dense network over calibration images shows what each convolution reads; from that all its types are solved for at once (approximate.py), and the error is measured on images that
-took no part. The result is kept in the state folder, where the processes of a search find it. Imports artifacts, progress, graph and search/approximate of npas, and torch.
+took no part. The result is kept in the state folder, where the processes of a search find it. Imports artifacts, progress, graph, schemes/patches and search/approximate of npas, and torch.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from stages.artifacts import load_checkpoint, save_checkpoint
 from stages.errors import UsageError
 from stages.graph.retype import conv_attrs
 from stages.progress import Progress, Silent, bar
+from stages.schemes.patches import PatchDrawer, watch
 from stages.search.approximate import Moments, approximate, composed
 
 PATCHES = 4096  # of each layer's input, to solve for the weights; a third as many more judge them
@@ -84,25 +85,16 @@ def load_or_reconstruct(path: Path, network: nn.Module, types: Mapping[str, Sequ
 
 
 class _Sampler:
-    """Draws patches of a convolution's input: as many from each image, at random places, the same ones each time."""
+    """Keeps patches of a convolution's input, every HELD_OUT-th image's apart."""
 
     def __init__(self, number: int, per_image: int):
-        self.generator = torch.Generator().manual_seed(number)
-        self.per_image, self.images = per_image, 0
+        self.draw, self.images = PatchDrawer(number, per_image), 0
         self.found: tuple[list[Tensor], list[Tensor]] = ([], [])  # to learn from, held out
 
-    def __call__(self, conv: nn.Conv2d, inputs: tuple[Tensor, ...]) -> None:
-        a, x = conv_attrs(conv), inputs[0].detach()
-        high, wide = a["padding"]
-        spans = [d * (k - 1) + 1 for d, k in zip(a["dilation"], a["kernel"], strict=True)]
-        windows = nn.functional.pad(x, (wide, wide, high, high)).unfold(2, spans[0], a["stride"][0]).unfold(3, spans[1], a["stride"][1])
-        windows = windows[..., :: a["dilation"][0], :: a["dilation"][1]]  # (N, I, H', W', kh, kw), a view
-        places = windows.shape[2] * windows.shape[3]
-        chosen = torch.rand(len(x), places, generator=self.generator).topk(min(self.per_image, places), dim=1).indices
-        row, column = chosen // windows.shape[3], chosen % windows.shape[3]
-        taken = windows[torch.arange(len(x))[:, None], :, row, column].flatten(2).cpu()  # (N, places, D)
-        held = (torch.arange(len(x)) + self.images) % HELD_OUT == HELD_OUT - 1
-        self.images += len(x)
+    def __call__(self, conv: nn.Module, inputs: Tensor) -> None:
+        taken = self.draw(conv, inputs)
+        held = (torch.arange(len(taken)) + self.images) % HELD_OUT == HELD_OUT - 1
+        self.images += len(taken)
         for store, part in zip(self.found, (taken[~held], taken[held]), strict=True):
             store.append(part.flatten(0, 1))
 
@@ -111,20 +103,9 @@ class _Sampler:
         return torch.cat(self.found[0]), torch.cat(self.found[1])
 
 
-@torch.no_grad()
-def _collect(network: nn.Module, convs: Mapping[str, nn.Conv2d], images: Iterable[Tensor], count: int) -> dict[str, tuple[Tensor, Tensor]]:
+def _collect(network: nn.Module, paths: Iterable[str], images: Iterable[Tensor], count: int) -> dict[str, tuple[Tensor, Tensor]]:
     """Patches of every convolution's input, from one pass over ``images``."""
     per_image = -(-PATCHES * HELD_OUT // (count * (HELD_OUT - 1)))
-    samplers = {path: _Sampler(number, per_image) for number, path in enumerate(convs)}
-    hooks = [conv.register_forward_pre_hook(samplers[path]) for path, conv in convs.items()]
-    modes, home = [(m, m.training) for m in network.modules()], next(network.parameters()).device
-    try:
-        network.eval()
-        for batch in images:
-            network(batch.to(home))
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for m, mode in modes:
-            m.training = mode
+    samplers = {path: _Sampler(number, per_image) for number, path in enumerate(paths)}
+    watch(network, samplers, images)
     return {path: sampler.patches() for path, sampler in samplers.items()}

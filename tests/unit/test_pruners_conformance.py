@@ -50,6 +50,7 @@ def run(
 ) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     module = copy.deepcopy(dense()[0])
     pruner = PRUNERS[algorithm](module, scheme, SearchPruner())
+    pruner.prepare(task())
     fit(module, task(), epochs=EPOCHS, lr=0.003, weight_decay=0.02, masks=pruner.masks, hooks=pruner, checkpoint=checkpoint, progress=progress, evaluate=False,
         teacher=dense()[0] if distill else None, distill=distill)  # fmt: skip
     return module, pruner.masks
