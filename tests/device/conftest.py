@@ -30,6 +30,14 @@ def lab() -> None:
 
 
 @pytest.fixture(scope="session")
+def zig_cache() -> Path:
+    """zig's cache of whoever runs the tests, whatever home folder a test has: musl takes zig minutes to compile, so it is done once a machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("NPAS_CACHE", raising=False)
+        return cache_dir("zig")
+
+
+@pytest.fixture(scope="session")
 def _key(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A key pair, made once: it takes a while."""
     path = tmp_path_factory.mktemp("key") / "adbkey"
@@ -102,11 +110,11 @@ def adb_server(lab: None, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 
 @pytest.fixture(scope="module")
-def arm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., list[Linked]]]:
+def arm(tmp_path_factory: pytest.TempPathFactory, zig_cache: Path) -> Iterator[Callable[..., list[Linked]]]:
     """``arm(model=..., dense=...)``: those C sources in one ARM executable."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("NPAS_CACHE", raising=False)
-        patch.setenv("ZIG_GLOBAL_CACHE_DIR", str(cache_dir("zig")))
+        patch.setenv("ZIG_GLOBAL_CACHE_DIR", str(zig_cache))
         patch.setenv("ZIG_LOCAL_CACHE_DIR", str(tmp_path_factory.mktemp("zig")))
         toolchain.prepare(toolchain.STATIC, print)
         cc = [*toolchain.zig(toolchain.STATIC), "-fno-sanitize=undefined"]

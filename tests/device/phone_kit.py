@@ -8,10 +8,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
 from c_models import MANIFEST, c_source
 
-from stages.artifacts import cache_dir
 from stages.devices import Linked
 from stages.devices.adb.connection import Result
 from stages.devices.android import Android
@@ -107,11 +105,4 @@ def linked(folder: Path, cc: Sequence[str] = (), **sources: str) -> list[Linked]
     return [Linked(folder / "runner", name) for name in sources]
 
 
-def kept_zig_cache() -> Path:
-    """zig's cache of whoever runs the tests, not that of their session: musl takes zig minutes to compile, so it is done once a machine."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("NPAS_CACHE", raising=False)
-        return cache_dir("zig")
-
-
-__all__ = ["MANIFEST", "FolderPhone", "Heard", "c_source", "kept_zig_cache", "linked"]
+__all__ = ["MANIFEST", "FolderPhone", "Heard", "c_source", "linked"]

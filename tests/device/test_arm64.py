@@ -17,7 +17,6 @@ import torch
 from hypothesis import HealthCheck, Phase, given, reject, settings
 from hypothesis import strategies as st
 from kernel_kit import Fire, assert_equal, calibrated, inputs, randomised
-from phone_kit import kept_zig_cache
 from random_networks import draw_network
 from test_fuzz import TOLERANCE, drawn_scheme
 from torch import Tensor, nn
@@ -39,9 +38,9 @@ SHAPE = (1, 3, 18, 22)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _kept_zig_cache() -> Iterator[None]:
+def _kept_zig_cache(zig_cache: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ZIG_GLOBAL_CACHE_DIR", str(kept_zig_cache()))
+        patch.setenv("ZIG_GLOBAL_CACHE_DIR", str(zig_cache))
         toolchain.prepare(toolchain.STATIC, print)
         yield
 

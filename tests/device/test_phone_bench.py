@@ -7,7 +7,6 @@ from xml.etree import ElementTree
 
 import pytest
 from kernel_kit import randomised
-from phone_kit import kept_zig_cache
 from test_compile_stage import checkpoints
 
 from npas_cli.app import main
@@ -20,9 +19,9 @@ SMALL = ["-S", "task.model=npas_tiny", "--runs", "12", "--warmup", "2"]
 
 
 @pytest.fixture()
-def ready(project, monkeypatch):
+def ready(project, zig_cache, monkeypatch):
     """A project whose networks are trained and compiled for this machine."""
-    monkeypatch.setenv("ZIG_GLOBAL_CACHE_DIR", str(kept_zig_cache()))
+    monkeypatch.setenv("ZIG_GLOBAL_CACHE_DIR", str(zig_cache))
     checkpoints(randomised(make_task(load(None, ["task.model=npas_tiny"]).config.task).model()))
     assert main(["probe", "-q"]) == 0
     assert main(["compile", "-q", "-S", "task.model=npas_tiny"]) == 0

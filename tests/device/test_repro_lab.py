@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import pytest
 import yaml
-from phone_kit import kept_zig_cache
 from test_end_to_end import STAGES, Project, ran
 
 pytestmark = [pytest.mark.adbd, pytest.mark.full]
 
 
 @pytest.fixture()
-def repro(tmp_path_factory, phone, monkeypatch):
+def repro(tmp_path_factory, phone, zig_cache, monkeypatch):
     """A project whose params.yaml names this machine and the only phone, compiled for by the pipeline; and what `dvc repro` said."""
-    monkeypatch.setenv("ZIG_GLOBAL_CACHE_DIR", str(kept_zig_cache()))
+    monkeypatch.setenv("ZIG_GLOBAL_CACHE_DIR", str(zig_cache))
     project = Project(tmp_path_factory.mktemp("repro"))
     params = yaml.safe_load((project.folder / "params.yaml").read_text())
     params["probe"]["hosts"] = [phone.address]

@@ -8,7 +8,6 @@ import time
 
 import pytest
 from kernel_kit import randomised
-from phone_kit import kept_zig_cache
 from test_compile_stage import checkpoints
 
 from npas_cli.app import main
@@ -25,9 +24,9 @@ SEARCH = ["search-scheme", *TINY, "--trials", "3", "--initial", "2", "--batch", 
 
 
 @pytest.fixture()
-def ready(project, monkeypatch):
+def ready(project, zig_cache, monkeypatch):
     """A project with a network to search, and zig's own cache."""
-    monkeypatch.setenv("ZIG_GLOBAL_CACHE_DIR", str(kept_zig_cache()))
+    monkeypatch.setenv("ZIG_GLOBAL_CACHE_DIR", str(zig_cache))
     checkpoints(randomised(make_task(load(None, SETS).config.task).model()))
     return project
 

@@ -16,8 +16,8 @@ from stages.config import Task as TaskConfig
 from stages.graph import Graph, trace
 from stages.progress import Silent
 from stages.pruners import PRUNERS
-from stages.schemes import LayerScheme, Scheme, check_zeros, uniform_scheme
-from stages.tasks import fit, make_task
+from stages.schemes import LayerScheme, Scheme, apply_masks, check_zeros, uniform_scheme
+from stages.tasks import fit, make_task, recalibrate_bn
 
 SILENT = Silent()
 EPOCHS = 4
@@ -58,6 +58,22 @@ def run(
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_least_squares_begins_closer_to_the_dense_network_than_magnitude() -> None:
+    """Before any training, on images that it hasn't seen."""
+    scheme, away = scheme_of("block-punched"), {}
+    inputs = [task().inputs(batch) for batch in task().batches("val")]
+    for algorithm in ("magnitude", "least-squares"):
+        module = copy.deepcopy(dense()[0])
+        pruner = PRUNERS[algorithm](module, scheme, SearchPruner())
+        pruner.prepare(task())
+        apply_masks(module, pruner.masks)
+        check_zeros(module, scheme, pruner.masks)
+        recalibrate_bn(module, task())
+        with torch.no_grad():
+            away[algorithm] = sum(float(task().distill_loss(module(x), dense()[0].eval()(x), 1.0)) for x in inputs)
+    assert away["least-squares"] < 0.8 * away["magnitude"]
 
 
 @pytest.mark.parametrize("kind", SCHEMES)
