@@ -80,7 +80,7 @@ class SearchScheme:
         "who proposes: npas (Q-learning + Gaussian-process screen), ql (Q-learning alone), bo (screen over a random pool), random, evolution, anneal, rnn (REINFORCE), ilp (integer program), uniform (one rate for all layers), global-magnitude (one threshold for all weights)",
         choices=("npas", "ql", "bo", "random", "evolution", "anneal", "rnn", "ilp", "uniform", "global-magnitude"),
     )
-    trials: int = tunable(24, "candidates to evaluate", low=1, duration=True)
+    trials: int = tunable(24, "candidates to train and measure", low=1, duration=True)
     schemes: tuple[str, ...] = tunable(
         ("none", "filter", "block-punched", "pattern"), "pruning schemes to choose from", choices=("none", "filter", "block-punched", "pattern")
     )
@@ -89,6 +89,7 @@ class SearchScheme:
     channel_blocks: tuple[int, ...] = tunable((1,), "input channels whose weights are pruned together in block-punched layers (YOLObile: 4)", low=1, high=64)
     min_share: float = tunable(0.005, "layers with a smaller share of the network's multiply-accumulates stay dense", low=0, high=1)
     margin: float = tunable(0.05, "a candidate slower than the budget by more than this share is not trained", low=0)
+    slow_trials: float = tunable(2.0, "candidates that are only measured, being that slow, don't count as trials: up to this many times trials", low=0, duration=True)
     epochs: float = tunable(2.0, "retraining epochs of each candidate (paper: 2)", low=0)
     lr: float = tunable(0.002, "peak learning rate of that retraining", low=0)
     pool: int = tunable(100, "proposals that the Gaussian process screens in each round", low=1)

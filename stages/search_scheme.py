@@ -48,7 +48,7 @@ def run(config: Config, progress: Progress, overrides: Mapping[str, Any] = {}) -
         if device["emulated"]:
             progress.say(f"{config.probe.device} is EMULATED, not a phone: its milliseconds mean nothing")
         progress.say(f"dense {dense_ms:.3g} ms, budget {budget_ms:.3g} ms, {len(space.layers)} of {len(graph.prunable)} prunable layers are searched")
-        rules = Rules(budget_ms, c.trials, c.batch, c.margin, c.early_stop_confidence if c.early_stop else None)
+        rules = Rules(budget_ms, c.trials, c.batch, c.margin, c.early_stop_confidence if c.early_stop else None, round(c.slow_trials * c.trials))
         known = space.space
         if "ilp" in (c.strategy, tunables.get("warm_start")):
             known = known.knowing(costs=estimate(known, evaluator, journal, progress))

@@ -7,17 +7,15 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from stages.config import Config
 from stages.parallel import Handler
 from stages.schemes import Scheme
-from stages.schemes.compensate import compensate_
-from stages.schemes.prune import apply_masks, make_masks
-from stages.search.candidate import Candidate, Candidates
+from stages.search.candidate import Candidates
 from stages.search.early_stop import CurveKeeper, StopRule
 from stages.search.evaluator import Trained
-from stages.search.network import open_candidates, open_network, open_reads
+from stages.search.network import open_candidates, open_network
 from stages.tasks import FitHooks, Task, fit, recalibrate_bn
 from stages.tasks.placed import placed
 from stages.tasks.train import cpu_threads
@@ -35,13 +33,12 @@ class FastEvaluation:
 
     def __init__(self, config: Config, task: Task, candidates: Candidates):
         self.config, self.task, self.candidates = config.search_scheme, task, candidates
-        self.reads = open_reads(config, task, candidates.network, candidates.graph)
 
     def train(self, scheme: Scheme, rule: StopRule | None = None) -> Trained:
         """Accuracy on val after ``epochs``, or where ``rule`` ended the training. With ``distill`` the searched network is the teacher: it knows more of an image than its label does."""
         c, curve = self.config, _Curve(CurveKeeper(self.config.epochs, rule))
         with cpu_threads(c.train_threads):  # of everything: more threads than cores wait for each other
-            built, masks = self._pruned(scheme)
+            built, masks = self.candidates.pruned(scheme)
             fit(built.module, self.task, epochs=c.epochs, lr=c.lr, seed=c.seed, limit=c.train_limit, teacher=self.candidates.network if c.distill else None, distill=c.distill,
                 masks=masks, hooks=curve, threads=c.train_threads, evaluate=False)  # fmt: skip
             return Trained(self.settled(built.module), tuple(curve.keeper.curve), curve.keeper.stopped)
@@ -49,7 +46,7 @@ class FastEvaluation:
     def one_shot(self, scheme: Scheme) -> float:
         """Accuracy on val when the candidate is pruned and not trained at all."""
         with cpu_threads(self.config.train_threads):
-            return self.settled(self._pruned(scheme)[0].module)
+            return self.settled(self.candidates.pruned(scheme)[0].module)
 
     def damage(self, scheme: Scheme) -> float:
         """How far the outputs of the candidate, pruned and not trained at all, are from the searched network's: the task's distillation loss, which needs no labels and is 0 for the network itself.
@@ -57,19 +54,10 @@ class FastEvaluation:
         In both, batch norms take the statistics of the batch, as the candidate's would be estimated anew.
         """
         with cpu_threads(self.config.train_threads), torch.no_grad():
-            module = self._pruned(scheme)[0].module
+            module = self.candidates.pruned(scheme)[0].module
             batches, wanted = self._compared
             losses = [float(self.task.distill_loss(o, w, 1.0)) for o, w in zip(self._outputs(module, batches), wanted, strict=True)]
         return sum(losses) / len(losses)
-
-    def _pruned(self, scheme: Scheme) -> tuple[Candidate, dict[str, Tensor]]:
-        """The candidate, pruned in one shot, what stays fitted to what the layers computed; and its masks."""
-        built = self.candidates.build(scheme)
-        masks = make_masks(built.module, built.scheme)
-        if self.reads:
-            compensate_(built.module, built.graph, built.scheme, masks, self.reads, built.orders)
-        apply_masks(built.module, masks)
-        return built, masks
 
     @cached_property
     def _compared(self) -> tuple[list[Any], list[Any]]:

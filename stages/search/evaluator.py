@@ -91,10 +91,12 @@ class Evaluator:
 @dataclass(frozen=True)
 class Rules:
     """``trials`` in all, proposed ``batch`` at a time; a candidate slower than ``budget_ms * (1 + margin)`` isn't trained; ``early_stop`` is the confidence that
-    ends a training early (None: never)."""
+    ends a training early (None: never). Candidates that are only measured, being too slow, don't count: up to ``free`` of them.
+    """
 
     budget_ms: float
     trials: int
     batch: int = 3
     margin: float = 0.05
     early_stop: float | None = None
+    free: int = 0

@@ -27,7 +27,7 @@ class IntegerProgram(Sampler):
         self.learn = ilp_learn
 
     def propose(self, n: int, rng: np.random.Generator, known: set[Choices]) -> list[Choices]:  # noqa: D102
-        if self.space.costs is None and len(self.told) < max(1.0, self.learn * self.trials):
+        if self.space.costs is None and self.spent() < max(1.0, self.learn * self.trials):
             return self.deviations(n, rng, known)
         accuracy, latency = self.models()
         return solutions(self.space, n, accuracy, latency, self.budget_ms, known)

@@ -10,10 +10,11 @@ from stages.search.space import Trial
 
 
 def trial_line(sampler: Sampler, trial: Trial, budget_ms: float, trials: int, metric: str) -> str:
-    """``trial 17/30  top1 96.4  0.623 ms <= 0.700  best #12 96.6``."""
+    """``trial 17/30  top1 96.4  0.623 ms <= 0.700  best #12 96.6``; ``trial 21 (17/30)`` when four of the trials don't count."""
     best, order = sampler.best(), list(sampler.told)
     last = f"best #{order.index(best.choices) + 1} {100 * (best.accuracy or 0):.1f}" if best else "best none"
-    head = f"trial {order.index(trial.choices) + 1}/{trials}"
+    number, counted = order.index(trial.choices) + 1, sampler.spent()
+    head = f"trial {number}/{trials}" if number == counted else f"trial {number} ({counted}/{trials})"
     if trial.state == "failed":
         return f"{head}  failed: {trial.error}  {last}"
     ms, budget = milliseconds(trial.latency_ms or 0.0, budget_ms), milliseconds(budget_ms, budget_ms)

@@ -47,7 +47,7 @@ def search(space: Space, make: Callable[[Space], Sampler], evaluator: Evaluator,
         trials, best = confirm(sampler, evaluator, journal, rules.budget_ms, progress)
     except KeyboardInterrupt:
         done = sum(r["kind"] == "trial" for r in journal.records)
-        raise Interrupted(f"Stopped after {done} of {rules.trials} trials.", "Run the same command to continue; no finished trial is lost.") from None
+        raise Interrupted(f"Stopped after {done} trials.", "Run the same command to continue; no finished trial is lost.") from None
     return Outcome(tuple(trials), best, _fastest(journal), sampler)
 
 

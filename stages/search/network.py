@@ -12,8 +12,8 @@ from stages.graph import Graph
 from stages.graph.tracing import trace
 from stages.progress import Progress, Silent
 from stages.schemes.compensate import Reads, learn_reads
-from stages.search.candidate import Candidates, searched_types
-from stages.search.reconstruct import load_or_reconstruct
+from stages.search.candidate import NOTHING, Candidates, searched_types
+from stages.search.reconstruct import Reconstructed, load_or_reconstruct
 from stages.search.trials import code_version
 from stages.tasks import Task, load_network, make_task
 from stages.tasks.train import cpu_threads
@@ -32,18 +32,21 @@ def open_network(config: Config) -> tuple[Task, nn.Module, Graph]:
 
 
 def open_candidates(config: Config, task: Task, network: nn.Module, graph: Graph, progress: Progress = SILENT) -> Candidates:
-    """What builds the candidates, with initial weights for every filter type; these are found at the first call and kept in the state folder, for the other processes too."""
+    """What builds the candidates: initial weights for every filter type, and what layers read; both are found at the first call and kept in the state folder, for the other processes too."""
+    return Candidates(network, graph, _reconstructed(config, task, network, graph, progress), config.search_scheme.grouping, _reads(config, task, network, graph))
+
+
+def _reconstructed(config: Config, task: Task, network: nn.Module, graph: Graph, progress: Progress) -> Reconstructed:
     c, types = config.search_scheme, searched_types(network, graph, config.search_scheme)
     if not types:
-        return Candidates(network, graph, grouping=c.grouping)
+        return NOTHING
     images, count = _calibration(config, task)
     folder = state_dir("reconstruct", state_key(sha256(MODEL), config.task, types, c.calibration, c.sweeps, code_version(RECONSTRUCTION)))
     with cpu_threads(c.train_threads):
-        return Candidates(network, graph, load_or_reconstruct(folder / "filter_types.pt", network, types, images, count, c.sweeps, progress), c.grouping)
+        return load_or_reconstruct(folder / "filter_types.pt", network, types, images, count, c.sweeps, progress)
 
 
-def open_reads(config: Config, task: Task, network: nn.Module, graph: Graph) -> dict[str, Reads]:
-    """What each layer of ``network`` reads, for pruned candidates to make up for what they lost; learnt at the first call and kept in the state folder. {} without ``search_scheme.compensate``."""
+def _reads(config: Config, task: Task, network: nn.Module, graph: Graph) -> dict[str, Reads]:
     c = config.search_scheme
     if not c.compensate:
         return {}

@@ -18,8 +18,10 @@ class Sampler(ABC):
     The answers of ``ask`` depend on nothing but the constructor's arguments and the sequence of ask and tell calls, so replaying a journal reproduces them exactly: random
     numbers come from generators seeded by (seed, trials told, candidates pending), never from a generator that lives on.
 
-    ``trials`` is the length of the schedule (how many trials are planned); it may be raised between two asks.
+    ``trials`` is the length of the schedule (how many trials are planned), which up to ``free`` candidates that were only measured don't shorten; both may be raised between two asks.
     """
+
+    free = 0
 
     def __init__(self, space: Space, trials: int, budget_ms: float | None = None, seed: int = 0, *, alpha: float = 2.0):
         self.space = space
@@ -66,7 +68,11 @@ class Sampler(ABC):
 
     def progress(self) -> float:
         """Share of the planned trials that were asked or told, 0 to 1."""
-        return min(1.0, (len(self.told) + len(self.pending)) / max(1, self.trials))
+        return min(1.0, (self.spent() + len(self.pending)) / max(1, self.trials))
+
+    def spent(self) -> int:
+        """Trials that count: all that were told, but for the first ``free`` that were too slow to be trained."""
+        return len(self.told) - min(self.free, sum(trial.only_measured for trial in self.told.values()))
 
     def rewards(self) -> dict[Choices, float]:
         """Reward of every told candidate: V - alpha * max(0, h - H) / H (NPAS, section 5.2, relative to the budget).

@@ -49,7 +49,7 @@ class Screened(Sampler):
         self._numbering, self._numbered = Numbering(), dict[Choices, Numbered]()
 
     def propose(self, n: int, rng: np.random.Generator, known: set[Choices]) -> list[Choices]:  # noqa: D102
-        self.proposer.trials = self.trials
+        self.proposer.trials, self.proposer.free = self.trials, self.free
         measured = [trial for trial in self.told.values() if trial.state != "failed"]
         if len(self.told) < self.initial or not measured:
             return (self.warm or self.proposer).propose(n, rng, known)

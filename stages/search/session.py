@@ -45,7 +45,7 @@ class Session:
         """Replay the journal, then go on until ``rules.trials`` are told or there is nothing more to propose."""
         self.replay()
         with measuring_threads(self.evaluator) as threads:
-            while len(self.sampler.told) < self.rules.trials or next(iter(self.sampler.pending), None) in self.done:
+            while self.wanted() > 0 or next(iter(self.sampler.pending), None) in self.done:
                 self.propose()
                 if not self.sampler.pending:
                     told, size = len(self.sampler.told), self.sampler.space.size
@@ -63,13 +63,13 @@ class Session:
 
     def replay(self) -> None:
         """Ask and tell again what the journal tells, in the same order, which brings the sampler into the same state."""
-        space, planned = self.sampler.space, self.rules.trials
+        space = self.sampler.space
         self.done = {trial.choices: trial for r in self.journal.records if r["kind"] == "trial" for trial in (self.journal.trial(r),)}
         self.earlier = set(self.done)
         for record in [r for r in self.journal.records if r["kind"] == "ask"]:
             while len(self.sampler.told) < record["told"]:
                 self.tell(self.done.pop(next(iter(self.sampler.pending))))
-            self.sampler.trials = record["trials"]
+            self.sampler.trials, self.sampler.free = record["trials"], record["free"]
             wanted = tuple(space.decode(at) for at in record["candidates"])
             before = list(self.sampler.pending)
             if self.sampler.ask(record["n"]) != wanted:  # other versions of numpy or scipy may round differently
@@ -77,23 +77,27 @@ class Session:
                 self.sampler.pending.clear()
                 self.sampler.pending.update(dict.fromkeys([*before, *wanted]))
             self.seen_at |= dict.fromkeys(wanted, record["told"])
-        self.sampler.trials = planned
+        self.sampler.trials, self.sampler.free = self.rules.trials, self.rules.free
         if self.earlier:
-            self.progress.say(f"continuing after {len(self.earlier)} of {planned} trials")
+            self.progress.say(f"continuing after {len(self.earlier)} trials")
+
+    def wanted(self) -> int:
+        """Trials that are still to be told."""
+        return self.rules.trials - self.sampler.spent()
 
     def open(self) -> list[Choices]:
         """Candidates to evaluate, in the order of their proposal (fewer than were proposed when ``trials`` was lowered)."""
-        return list(self.sampler.pending)[: max(0, self.rules.trials - len(self.sampler.told))]
+        return list(self.sampler.pending)[: max(0, self.wanted())]
 
     def propose(self) -> None:
         """New candidates, when few enough are open; journalled before anything is spent on them."""
         sampler = self.sampler
-        while len(sampler.pending) <= self.rules.batch and (n := min(self.rules.batch, self.rules.trials - len(sampler.told) - len(sampler.pending))) > 0:
+        while len(sampler.pending) <= self.rules.batch and (n := min(self.rules.batch, self.wanted() - len(sampler.pending))) > 0:
             batch = sampler.ask(n)
             if not batch:
                 return
             self.seen_at |= dict.fromkeys(batch, len(sampler.told))
-            self.journal.append("ask", trials=sampler.trials, n=n, told=len(sampler.told), candidates=[sampler.space.encode(c) for c in batch])
+            self.journal.append("ask", trials=sampler.trials, free=sampler.free, n=n, told=len(sampler.told), candidates=[sampler.space.encode(c) for c in batch])
 
     def measure(self, threads: ThreadPoolExecutor) -> None:
         """Queue the latencies that are missing."""
@@ -169,11 +173,16 @@ class Session:
         self.done[trial.choices] = trial
 
     def tell(self, trial: Trial) -> None:
-        """The sampler learns it, the person sees it."""
+        """The sampler learns it, the person sees it; the bar moves when it counts."""
+        before = self.sampler.spent()
         self.sampler.tell([trial])
+        line = "" if trial.choices in self.earlier else trial_line(self.sampler, trial, self.rules.budget_ms, self.rules.trials, self.evaluator.metric)
+        if self.sampler.spent() > before:
+            self.progress.advance(line)
+        elif line:
+            self.progress.say(line)
         if trial.choices in self.earlier:
-            return self.progress.advance()
-        self.progress.advance(trial_line(self.sampler, trial, self.rules.budget_ms, self.rules.trials, self.evaluator.metric))
+            return
         if trial.state != "infeasible":
             self.evaluated.append(trial)
         if len(self.evaluated) == HOPELESS and all(t.state == "failed" for t in self.evaluated):
@@ -181,7 +190,7 @@ class Session:
                 f"The first {HOPELESS} candidates all failed; the last one: {trial.error}.",
                 "This is not about the candidates. Put it right and run the same command: it continues.",
             )
-        return None
+        return
 
 
 @contextmanager

@@ -48,6 +48,11 @@ class Trial:
             if value is not None and not math.isfinite(value):
                 raise ValueError(f"{name} is {value}: tell what broke as a failed trial instead")
 
+    @property
+    def only_measured(self) -> bool:
+        """Whether it was too slow to be trained."""
+        return self.state == "infeasible" and self.accuracy is None
+
     def meets(self, budget_ms: float | None) -> bool:
         """Complete and within the budget (None: any latency will do)."""
         return self.state == "complete" and (budget_ms is None or (self.latency_ms is not None and self.latency_ms <= budget_ms))

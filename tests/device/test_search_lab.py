@@ -48,7 +48,7 @@ def die_at_work(phone):
 
 def check_documents():
     trials, scheme = read_json("search_scheme/trials.json"), read_json("search_scheme/scheme.json")
-    assert len(trials["trials"]) == 3 and not [t for t in trials["trials"] if t["state"] == "failed"]
+    assert sum(t["accuracy"] is not None for t in trials["trials"]) == 3 and not [t for t in trials["trials"] if t["state"] == "failed"]
     assert trials["emulated"] is True
     assert read_json("search_scheme/metrics.json")["latency_ms"] <= trials["budget_ms"]
     return scheme

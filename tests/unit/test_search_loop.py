@@ -108,6 +108,17 @@ def test_hopeless_candidates_are_not_trained(tmp_path):
     assert all(t.state == "infeasible" and t.accuracy is not None for t in near)
 
 
+@pytest.mark.parametrize("free", [0, 3, 500])
+def test_candidates_that_are_only_measured_do_not_count_up_to_a_limit(tmp_path, free):
+    lines = Lines()
+    outcome = run(tmp_path, rules=Rules(1.0, 20, 4, 0.1, None, free), progress=lines)
+    slow = sum(t.only_measured for t in outcome.trials)
+    assert len(outcome.trials) == 20 + min(free, slow) and (slow > 3 or free < 3)
+    assert lines.lines[-1].startswith("trial 20/20" if not free else f"trial {len(outcome.trials)} (20/20)")
+    longer = run(tmp_path, rules=Rules(1.0, 26, 4, 0.1, None, free))  # and a longer search of the same journal goes on
+    assert longer.trials[: len(outcome.trials)] == outcome.trials and len(longer.trials) == 26 + min(free, sum(t.only_measured for t in longer.trials))
+
+
 def test_each_candidate_is_measured_and_trained_once(tmp_path):
     table = Table()
     run(tmp_path, table)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 from test_search_loop import FIRST, SLOTS, Lines, ms, run, top1
@@ -124,16 +125,18 @@ def test_a_lost_worker_costs_nothing_the_first_time_and_its_trial_the_second(tmp
     assert len(outcome.trials) == 24
 
 
+@pytest.mark.parametrize("free", [0, 12])
 @pytest.mark.parametrize("stop_after", [1, 2, 5, 12])
-def test_results_out_of_turn_survive_an_interruption(tmp_path, stop_after):
+def test_results_out_of_turn_survive_an_interruption(tmp_path, stop_after, free):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    undisturbed = run(tmp_path / "a", evaluator(Inline(train)), STOPPING, SPACE, name="random")
+    rules = replace(STOPPING, free=free)
+    undisturbed = run(tmp_path / "a", evaluator(Inline(train)), rules, SPACE, name="random")
     first = Shuffled(3, stop_after, stop_after=stop_after)
     with pytest.raises(NpasError):
-        run(tmp_path / "b", evaluator(first), STOPPING, SPACE, name="random")
+        run(tmp_path / "b", evaluator(first), rules, SPACE, name="random")
     again = Shuffled(3, 0)
-    assert run(tmp_path / "b", evaluator(again), STOPPING, SPACE, name="random") == undisturbed
+    assert run(tmp_path / "b", evaluator(again), rules, SPACE, name="random") == undisturbed
     trained = sum(t.accuracy is not None for t in undisturbed.trials)
     assert again.answers == trained - stop_after  # whatever was finished is not trained again
 
