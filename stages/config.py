@@ -149,7 +149,7 @@ PRUNERS = ("magnitude", "least-squares", "gradual", "admm", "group-lasso", "geom
 class SearchPruner:
     """Phase 3: find the algorithm that prunes best to the chosen scheme, and run it to the end (NPAS, section 5.3)."""
 
-    algorithms: tuple[str, ...] = tunable(("magnitude", "gradual", "admm"), "algorithms in the race", choices=PRUNERS, duration=True)
+    algorithms: tuple[str, ...] = tunable(("least-squares", "gradual", "admm"), "algorithms in the race", choices=PRUNERS, duration=True)
     distill: str = tunable("both", "race with and without distillation from the dense network: both, yes, no", choices=("both", "yes", "no"), duration=True)
     race_epochs: float = tunable(1.0, "epochs of each entry in the first rung of the race", low=0.01, duration=True)
     epochs: int = tunable(12, "epochs of the winner, from the dense weights to the end", low=1, duration=True)

@@ -36,7 +36,8 @@ class Sampler(ABC):
         """Up to ``n`` distinct candidates that were neither told nor asked before; fewer, then (), when the space is exhausted, or what the strategy would ever propose."""
         fresh = self._first(max(0, n))
         if missing := min(max(0, n) - len(fresh), self.space.size - len(self.told) - len(self.pending)):
-            fresh += self.propose(missing, self.generator(), {*self.told, *self.pending})
+            known, rng = {*self.told, *self.pending}, self.generator()
+            fresh += self.space.settled(self.propose(missing, rng, known), known, rng)
             self.pending.update(dict.fromkeys(fresh))
         return tuple(fresh)
 

@@ -11,6 +11,7 @@ from stages.errors import UsageError
 from stages.graph import Graph, Layer, couplings
 from stages.schemes import DENSE, LayerScheme, Scheme, legal_schemes
 from stages.search.space import Choices, LabelledGraph, Space
+from stages.search.ties import Ties
 
 WEIGHTS = {
     "none": 1.0,
@@ -33,10 +34,12 @@ class SchemeSpace:
     space: Space
     layers: tuple[Layer, ...]
     graph: Graph
+    ties: Ties
 
     def scheme(self, choices: Choices) -> Scheme:
-        """The Scheme of a candidate; prunable layers without a slot are named as dense."""
+        """The Scheme of a candidate; prunable layers without a slot are named as dense, unless they lose filters with others."""
         chosen: dict[str, LayerScheme] = {layer.module: c for layer, c in zip(self.layers, choices, strict=True)}  # type: ignore[misc]
+        chosen |= self.ties.followers(choices)
         return Scheme({layer.module: chosen.get(layer.module, DENSE) for layer in self.graph.prunable}, couplings(self.graph))
 
     def named(self, choices: Choices) -> dict[str, str]:
@@ -83,7 +86,9 @@ def scheme_space(
 
     first = uniform_candidates(slots, schemes, rates, blocks)
     uniform = uniform_ladders(slots, schemes, rates, blocks)
-    return SchemeSpace(Space(slots, labelled, first=first, uniform=uniform, weights=_weights(slots, [[DENSE] * len(slots)], math.inf)), layers, graph)
+    ties = Ties(layers, graph)
+    space = Space(slots, labelled, first=first, uniform=uniform, weights=_weights(slots, [[DENSE] * len(slots)], math.inf), settle=lambda c, rng: ties.settled(c, slots, rng))
+    return SchemeSpace(space, layers, graph, ties)
 
 
 def cut(choice: LayerScheme) -> float:

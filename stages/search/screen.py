@@ -62,7 +62,8 @@ class Screened(Sampler):
         size = min(size, self.space.size - len(known))
         parents = self.parents()
         own = self.proposer.propose(size - round(self.neighbours * size), rng, known)
-        return own + draw_distinct(size - len(own), self.space, {*known, *own}, rng, [lambda: neighbour(self.space, parents, rng, self.steps)])
+        varied = draw_distinct(size - len(own), self.space, {*known, *own}, rng, [lambda: neighbour(self.space, parents, rng, self.steps)])
+        return self.space.settled(own + varied, known, rng)  # before they are judged
 
     def parents(self) -> list[Choices]:
         """The trials with the best rewards, and half as many that miss the budget by the least: a crossing of the two kinds lies near the budget."""

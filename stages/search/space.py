@@ -79,7 +79,8 @@ class Space:
 
     What its owner may know besides, and what some strategies use: ``costs``, additive estimates of loss and latency (ilp, anneal; learnt from trials where they are missing);
     ``uniform``, ladders of candidates that treat every slot alike, each from the mildest to the fastest (uniform); ``threshold(t)``, the candidate in which one threshold for
-    all weights prunes about the share t of them, 0 to 1 (global-magnitude, which needs it).
+    all weights prunes about the share t of them, 0 to 1 (global-magnitude, which needs it); ``settle(choices, rng)``, the candidate that a proposal should rather be where some slots make sense
+    only together.
 
     >>> Space([("none", "conv1x1"), (1, 2, 3)]).size
     6
@@ -96,6 +97,7 @@ class Space:
         uniform: Sequence[Sequence[Choices]] = (),
         threshold: Callable[[float], Choices] | None = None,
         anchors: Sequence[Choices] = (),
+        settle: Callable[[Choices, np.random.Generator], Choices] | None = None,
     ):
         self.slots: tuple[tuple[Hashable, ...], ...] = tuple(tuple(slot) for slot in slots)
         self._index = [{choice: i for i, choice in enumerate(slot)} for slot in self.slots]
@@ -112,15 +114,15 @@ class Space:
             if [len(row) for row in table] != [len(slot) for slot in self.slots]:
                 raise ValueError("costs need one number per choice of every slot")
         self.costs, self.uniform, self.threshold = costs, tuple(map(tuple, uniform)), threshold
-        self.anchors = tuple(self.check(choices) for choices in anchors)
+        self.anchors, self._settle = tuple(self.check(choices) for choices in anchors), settle
 
     def starting_with(self, first: Sequence[Choices], weights: Sequence[Sequence[float] | np.ndarray] | None = None) -> Space:
         """This space with other first candidates, and other weights if given."""
         return self.knowing(first=first) if weights is None else self.knowing(first=first, weights=weights)
 
     def knowing(self, **knowledge: Any) -> Space:
-        """This space with some of its keyword arguments (first, weights, costs, uniform, threshold, anchors) given anew."""
-        known = {"first": self.first, "weights": self._weights, "costs": self.costs, "uniform": self.uniform, "threshold": self.threshold, "anchors": self.anchors}
+        """This space with some of its keyword arguments (first, weights, costs, uniform, threshold, anchors, settle) given anew."""
+        known = {"first": self.first, "weights": self._weights, "costs": self.costs, "uniform": self.uniform, "threshold": self.threshold, "anchors": self.anchors, "settle": self._settle}
         return Space(self.slots, self.graph, **(known | knowledge))
 
     @property
@@ -178,6 +180,17 @@ class Space:
             return tuple(self.draw_slot(i, rng) for i in range(len(self.slots)))
         anchor = self.anchors[int(rng.integers(len(self.anchors)))]
         return tuple(choice if rng.random() < ANCHORED else self.draw_slot(i, rng) for i, choice in enumerate(anchor))
+
+    def settled(self, proposals: Sequence[Choices], known: Collection[Choices], rng: np.random.Generator) -> list[Choices]:
+        """``proposals`` with slots that make sense only together made so; as it was where that is in ``known``, or there already. Distinct, in order, as many."""
+        if self._settle is None:
+            return list(proposals)
+        taken, found = {*known, *proposals}, []
+        for choices in proposals:
+            better = self._settle(choices, rng)
+            found.append(choices if better in taken else better)
+            taken.add(found[-1])
+        return found
 
     def next_new(self, choices: Choices, known: Collection[Choices]) -> Choices | None:
         """The first candidate at or after ``choices``, counting like an odometer and wrapping round, that isn't in ``known``; None when all are.
