@@ -160,7 +160,7 @@ class SearchPruner:
     temperature: float = tunable(3.0, "softmax temperature of the distillation (Hinton et al. 2015)", low=0.1)
     admm_rho: float = tunable(0.0001, "ADMM penalty at the start (YOLObile: 1e-4)", low=0)
     admm_stages: int = tunable(4, "values of rho, each ten times the last (YOLObile: 4)", low=1)
-    lasso_strength: float = tunable(1.0, "group lasso of group-lasso and dynamic-pattern: 1 would end units at the scheme's boundary over the ramp", low=0)
+    lasso_strength: float = tunable(1.0, "group lasso of group-lasso (2 would take units at the scheme's boundary to 0 over the ramp) and dynamic-pattern (1 would)", low=0)
     purify: bool = tunable(True, "remove what pruning has left without effect: filters that nothing reads any more, weights that read channels which are gone")
     dais_lr: float = tunable(0.05, "step of DAIS' indicators, whose standard deviation is about 1", low=0)
     seed: int = tunable(0, "seed of shuffling", low=0)

@@ -15,6 +15,7 @@ from stages.schemes.units import Units, units_of
 
 REWEIGHTINGS = 8  # times over the ramp that the weights of the norms are set anew (Candes et al. gain little after a few)
 EPSILON = 0.1  # keeps the weight of a vanished unit finite, as a share of the norm at the scheme's boundary (Candes et al., section 2.2: a bit below the least norm that should stay)
+SHARE = 0.25  # of the boundary's norm that strength 1 would take from it over the ramp, were its weight not raised as it shrinks: its square falls by twice that share
 
 
 def shrink_factors(norms: Tensor, thresholds: Tensor) -> Tensor:
@@ -31,7 +32,8 @@ class GroupLasso(Pruner):
     """Adds strength * sum_u a_u |w_u| over the units of the scheme, a_u = 1 / (|w_u| + eps), reset REWEIGHTINGS times; at the end of the ramp the largest units stay, and are retrained.
 
     The penalty acts beside the optimiser's step (as its proximal map), not through the loss, as in ``admm``. Its scale comes from the scheme: with ``lasso_strength`` 1, a unit on the boundary
-    between what stays and what goes would just vanish by the end of the ramp if the loss didn't care, and one of three times its norm would lose an eighth. Pattern layers are penalised at both
+    between what stays and what goes would lose three tenths of its norm by the end of the ramp if the loss didn't care, one of two thirds of that norm would vanish, and one of three times it
+    would lose a thirtieth. At 4 much of what should stay vanishes (ResNet-20 at 3x, 3 epochs: 70.8 instead of 84.1 %). Pattern layers are penalised at both
     levels, positions in kernels (each shared by a block) and whole kernels: a tree, whose proximal map is one after the other (Jenatton et al. 2011). A channel is all that goes with it.
     """
 
@@ -52,7 +54,7 @@ class GroupLasso(Pruner):
         if not self.pulls or step % max(1, ramp // REWEIGHTINGS) == 0:
             self.pulls = [self.reweighted(units, bound) for units, bound in zip(self.units, self.bounds, strict=True)]
         for units, pull in zip(self.units, self.pulls, strict=True):
-            self.shrink(units, self.settings.lasso_strength / ramp * pull)
+            self.shrink(units, SHARE * self.settings.lasso_strength / ramp * pull)
         if step == ramp:
             self.set_masks(make_masks(self.module, self.scheme, self.squares()))
 

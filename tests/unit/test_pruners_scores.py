@@ -164,14 +164,15 @@ def test_the_proximal_map_minimises_what_it_should(seed, strength):
     assert all(objective(point + 1e-3 * random(seed + k, 4, 6)) >= best for k in range(20))
 
 
-def test_units_on_the_boundary_just_vanish_over_a_ramp_and_large_ones_stay():
+@pytest.mark.parametrize(("strength", "boundary"), [(1.0, 0.69), (4.0, 0.0)])
+def test_small_units_vanish_over_a_ramp_those_on_the_boundary_under_a_strong_pull_and_large_ones_stay(strength, boundary):
     module = nn.Sequential(nn.Linear(4, 1, bias=False))
     module[0].weight.data.copy_(torch.tensor([[30.0, 1.0, 0.5, 0.1]]))
-    pruner = GroupLasso(module, Scheme({"0": LayerScheme("keep", "block-based", 2.0, 1)}), SearchPruner(lasso_strength=1.0, prune_share=1.0))
+    pruner = GroupLasso(module, Scheme({"0": LayerScheme("keep", "block-based", 2.0, 1)}), SearchPruner(lasso_strength=strength, prune_share=1.0))
     for step in range(1, 801):
         pruner.after_step(step, 800)
     weight = module[0].weight[0].tolist()
-    assert weight[1:] == [0, 0, 0] and weight[0] == pytest.approx(30, abs=0.1) and pruner.masks["0.weight"].tolist() == [[True, True, False, False]]
+    assert weight[1] == pytest.approx(boundary, abs=0.03) and weight[2:] == [0, 0] and weight[0] == pytest.approx(30, abs=0.1) and pruner.masks["0.weight"].tolist() == [[True, True, False, False]]
 
 
 # -- dynamic patterns --------------------------------------------------------------------------------------------------------------------------------
