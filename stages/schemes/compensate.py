@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from stages.schemes.scheme import Scheme
 
 PATCHES = 4096  # of each layer
 WIDE = 2048  # numbers in a patch beyond which so many patches are kept instead of their covariance: never more memory than 17 MB times the patch's size over WIDE
+LARGE = 8_000_000  # weights beyond which a layer is left alone: VGG's linear layers would take minutes, and lose the least
 STEPS = 20  # of conjugate gradients; more of them change nothing that accuracy shows
 
 
@@ -106,9 +108,10 @@ def _shrinkage(size: int, n: int, trace: float, square: float) -> float:
 def learn_reads(network: nn.Module, graph: Graph, images: Iterable[Tensor], count: int) -> dict[str, Reads]:
     """For each prunable layer (by module path) of ``network`` what it reads, from one pass over ``images``, batches of its inputs, ``count`` in all. Deterministic.
 
-    Only plain nn.Conv2d (zero padding) and nn.Linear: what others do with their weights isn't known.
+    Only plain nn.Conv2d (zero padding) and nn.Linear, for what others do with their weights isn't known, and of at most LARGE weights.
     """
-    plain = [path for path in dict.fromkeys(layer.module for layer in graph.prunable) if _is_plain(network.get_submodule(path))]
+    small = dict.fromkeys(layer.module for layer in graph.prunable if prod(layer.weight_shape) <= LARGE)
+    plain = [path for path in small if _is_plain(network.get_submodule(path))]
     learners = {path: _Learner(number, count) for number, path in enumerate(plain)}
     watch(network, learners, images)
     return {path: learner.reads() for path, learner in learners.items() if learner.draw}
@@ -175,10 +178,10 @@ def dead_columns(graph: Graph, scheme: Scheme, masks: Mapping[str, Tensor]) -> d
     gone = np.zeros(len(traced.lasting), bool)
     for layer in graph.prunable:
         mask = masks.get(layer.params["weight"])
-        if mask is not None and scheme[layer.module].pruning == "filter":
+        if mask is not None and scheme[layer.module].pruning == "filter" and layer.name in traced.reads:  # not what reads along another axis than channels
             gone[traced.of[layer.name][~mask.cpu().flatten(1).any(1).numpy()]] = True
     gone &= ~traced.lasting
-    found = {layer.params["weight"]: gone[traced.reads[layer.name]] for layer in graph.prunable}
+    found = {layer.params["weight"]: gone[traced.reads[layer.name]] for layer in graph.prunable if layer.name in traced.reads}
     return {name: columns for name, columns in found.items() if columns.any()}
 
 

@@ -122,6 +122,33 @@ def test_the_reader_of_removed_channels_does_without_them() -> None:
     assert (torch.from_numpy(dead).all(1) == ~masks["0.weight"].flatten(1).any(1)).all() and dead.sum() == 4 * 14 * 14
 
 
+class ChannelsLast(nn.Module):
+    """As ConvNeXt has it: linear layers along the last axis."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.wide, self.narrow, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 24), nn.Linear(24, 8), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.conv(x)
+        return self.head(made + self.narrow(self.wide(made.permute(0, 2, 3, 1)).relu()).permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("kind", ["block-punched", "filter"])
+def test_linear_layers_along_another_axis(kind: str) -> None:
+    network = drawn(ChannelsLast())
+    graph = trace(network, images()[0][:1])
+    scheme = uniform_scheme(graph, kind, 2.0, 4)
+    masks, fresh = make_masks(network, scheme), smooth((4, 3, 16, 16), 5)
+    plain, fitted = copy.deepcopy(network), copy.deepcopy(network)
+    compensate_(fitted, graph, scheme, masks, learnt(network, images()))
+    for pruned in (plain, fitted):
+        apply_masks(pruned, masks)
+    with torch.no_grad():
+        lost = [float((pruned(fresh) - network(fresh)).square().mean()) for pruned in (plain, fitted)]
+    assert lost[1] < lost[0] or (kind == "filter" and lost == [0, 0])
+
+
 def test_reordered_channels_are_found_again() -> None:
     network = npas_tiny().eval()
     batches = [smooth((8, 3, 16, 16), seed) for seed in (0, 1)]
