@@ -44,7 +44,7 @@ types: .venv/.installed-dev
 	@touch $@
 
 .venv/.installed-dev: pyproject.toml | .venv/bin/python
-	.venv/bin/python -m pip install --quiet $(PIP_ARGS) -e ".[dev,bench]"
+	.venv/bin/python -m pip install --quiet $(PIP_ARGS) -e ".[dev]"
 	@touch $@ .venv/.installed
 
 # A pyenv shim may exist and not work, so each candidate is asked for its version.
