@@ -74,7 +74,7 @@ def _stage(command: Command) -> Callable[..., None]:
 
 
 def _run(command: Command, loaded: Loaded, screen: ui.Screen, as_json: bool, verbose: int) -> None:
-    with _watched(screen, verbose):
+    with _watched(screen, verbose), ui.stdout_kept():
         result = importlib.import_module(command.entry).run(loaded.config, screen, loaded.overrides)
     if as_json:
         ui.print_json(plain(result))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 
@@ -74,6 +75,31 @@ def _rich_bar() -> Any:
 
 def _paint(text: str, code: str) -> str:
     return f"\033[{code}m{text}\033[0m" if is_terminal(sys.stderr) and not os.environ.get("NO_COLOR") else text
+
+
+@contextmanager
+def stdout_kept() -> Iterator[None]:
+    """Meanwhile, whatever is written to stdout goes to stderr: native libraries print there now and then (HiGHS does), and programs read JSON from it."""
+    try:
+        kept = os.dup(1)
+    except OSError:  # closed
+        yield
+        return
+    try:
+        _redirect(2)
+        yield
+    finally:
+        _redirect(kept)
+        os.close(kept)
+
+
+def _redirect(target: int) -> None:
+    """Descriptor 1 to where ``target`` leads, after what Python and C still hold back for it."""
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+    ctypes.CDLL(None).fflush(None)
+    with suppress(OSError):  # a closed stderr
+        os.dup2(target, 1)
 
 
 def print_json(document: Mapping[str, Any]) -> None:

@@ -229,6 +229,14 @@ def test_a_reader_that_leaves_early_is_no_error(project: Path) -> None:
     child.stderr.close()
 
 
+def test_what_libraries_print_on_stdout_does_not_spoil_the_json(project: Path) -> None:
+    body = "import ctypes, os\ndef run(config, progress, overrides):\n    os.write(1, b'from a library\\n')\n    ctypes.CDLL(None).puts(b'held back by C')\n    print('from Python')\n    return {'ok': 1}\n"
+    child = process(body, "--json", folder=project)
+    out, err = child.communicate(timeout=30)
+    assert json.loads(out) == {"ok": 1} and child.returncode == 0
+    assert all(text in err for text in ("from a library", "held back by C", "from Python"))
+
+
 def test_on_a_terminal_a_bar_is_drawn_and_outcomes_stay_above_it(project: Path) -> None:
     """Through a pseudo-terminal: the bar's escape codes are there, lines are whole, and stdout still holds the JSON only."""
     import pty
