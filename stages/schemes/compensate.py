@@ -24,6 +24,7 @@ from stages.graph.layer import Layer
 from stages.graph.orders import column_orders
 from stages.schemes.patches import PatchDrawer, watch
 from stages.schemes.scheme import Scheme
+from stages.schemes.shrinkage import shrinkage
 
 PATCHES = 4096  # of each layer
 WIDE = 2048  # numbers in a patch beyond which so many patches are kept instead of their covariance: never more memory than 17 MB times the patch's size over WIDE
@@ -33,19 +34,15 @@ STEPS = 20  # of conjugate gradients; more of them change nothing that accuracy 
 
 @dataclass(frozen=True)
 class Reads:
-    """Second moments of the patches (D numbers each) that one layer reads, drawn towards equal variances as far as is best for so few samples (OAS, Chen et al. 2010, equation 23).
+    """Second moments of the patches (D numbers each) that one layer reads, drawn towards equal variances as far as is best for so few samples (shrinkage.py).
 
-    The covariance is (1 - ``shrunk``) C + ``shrunk`` trace(C) / D, with C = ``root``^T ``root`` where ``root`` is (n, D) with n < D, and C = ``root`` itself where it is (D, D). All float32.
+    The covariance is (1 - ``shrunk``) C + ``shrunk`` trace(C) / D, with C = ``root`` (D, D) itself where ``whole``, else ``root``^T ``root`` of (n, D). All float32.
     """
 
     mean: Tensor
     root: Tensor
     shrunk: float
-
-    @property
-    def whole(self) -> bool:
-        """Whether ``root`` is the covariance itself."""
-        return self.root.shape[0] == self.root.shape[1]
+    whole: bool
 
     @property
     def variances(self) -> Tensor:
@@ -62,7 +59,7 @@ class Reads:
     def ordered(self, columns: Tensor) -> Reads:
         """Of a layer that reads the same numbers in another order: ``columns[k]`` (D,) is what came to place k."""
         root = self.root[:, columns]
-        return Reads(self.mean[columns], root[columns] if self.whole else root, self.shrunk)
+        return Reads(self.mean[columns], root[columns] if self.whole else root, self.shrunk, self.whole)
 
 
 class _Learner:
@@ -93,16 +90,10 @@ class _Learner:
             mean = patches.mean(0)
             root = (patches - mean) / len(patches) ** 0.5
             square = float((root @ root.T).double().square().sum())
-            return Reads(mean, root, _shrinkage(len(mean), len(patches), float(root.double().square().sum()), square))
+            return Reads(mean, root, shrinkage(len(mean), len(patches), float(root.double().square().sum()), square), False)
         mean = self.total / self.count
         covariance = self.squares / self.count - mean[:, None] * mean
-        return Reads(mean.float(), covariance.float(), _shrinkage(len(mean), self.count, float(covariance.trace()), float(covariance.square().sum())))
-
-
-def _shrinkage(size: int, n: int, trace: float, square: float) -> float:
-    """OAS' share, from the trace of a covariance (of ``n`` samples) and of its square."""
-    spread = (n + 1 - 2 / size) * (square - trace**2 / size)
-    return min(1.0, ((1 - 2 / size) * square + trace**2) / spread) if spread > 0 else 1.0
+        return Reads(mean.float(), covariance.float(), shrinkage(len(mean), self.count, float(covariance.trace()), float(covariance.square().sum())), True)
 
 
 def learn_reads(network: nn.Module, graph: Graph, images: Iterable[Tensor], count: int) -> dict[str, Reads]:

@@ -1,4 +1,4 @@
-"""The weights with which a smaller chain of convolutions comes closest to a larger convolution, from the second moments of what that one reads. Imports graph only of npas, and torch.
+"""The weights with which a smaller chain of convolutions comes closest to a larger convolution, from the second moments of what that one reads. Imports graph and schemes/shrinkage of npas, and torch.
 
 A convolution is linear in the patches p of its input, y = W p + b, and so is every replacement: y' = W' p + b'. Its mean squared error is tr((W - W') G (W - W')^T) with the patches' covariance G,
 whatever number of images G comes from. 1x1 and 3x3 have the minimum in closed form, a linear regression on the inner taps. The separable types are found by alternating least squares:
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from stages.graph.filter_types import bottleneck
+from stages.schemes.shrinkage import shrinkage
 
 RIDGE = 1e-6  # of the mean variance, added to every variance: taps that are always zero, or equal, have no unique solution
 DW_STEPS, MIX_STEPS = 20, 6  # of conjugate gradients in each sweep: for depthwise kernels, and for the first 1x1 of 1x1-3x3dw-1x1, where a step costs as much as a pass over the covariance
@@ -37,10 +38,9 @@ class Moments:
         return Moments(mean, x.T @ x / len(x))
 
     def shrunk(self, n: int) -> Moments:
-        """With the covariance of few samples (``n``) drawn towards equal variances, as far as is best for normal ones (OAS, Chen et al. 2010, equation 23): so it has full rank."""
-        size, trace, square = len(self.mean), float(self.covariance.trace()), float(self.covariance.square().sum())
-        spread = (n + 1 - 2 / size) * (square - trace**2 / size)
-        share = min(1.0, ((1 - 2 / size) * square + trace**2) / spread) if spread > 0 else 1.0
+        """With the covariance of few samples (``n``) drawn towards equal variances, as far as is best: so it has full rank."""
+        size, trace = len(self.mean), float(self.covariance.trace())
+        share = shrinkage(size, n, trace, float(self.covariance.square().sum()))
         return Moments(self.mean, (1 - share) * self.covariance + share * trace / size * torch.eye(size, dtype=self.covariance.dtype))
 
 

@@ -19,8 +19,8 @@ from stages.tasks import Task, load_network, make_task
 from stages.tasks.train import cpu_threads
 
 MODEL = "replace_ops/model.pt"
-RECONSTRUCTION = ("search/approximate.py", "search/reconstruct.py", "schemes/patches.py", "graph", "tasks")  # the code that decides what new filter types begin with
-COMPENSATION = ("schemes/compensate.py", "schemes/patches.py", "graph", "tasks")  # the code that decides what layers are seen to read
+RECONSTRUCTION = ("search/approximate.py", "search/reconstruct.py", "schemes/patches.py", "schemes/shrinkage.py", "graph", "tasks")  # the code that decides what new filter types begin with
+COMPENSATION = ("schemes/compensate.py", "schemes/patches.py", "schemes/shrinkage.py", "graph", "tasks")  # the code that decides what layers are seen to read
 SILENT = Silent()
 
 
@@ -55,7 +55,7 @@ def _reads(config: Config, task: Task, network: nn.Module, graph: Graph) -> dict
         images, count = _calibration(config, task)
         with cpu_threads(c.train_threads):
             learnt = learn_reads(network, graph, images, count)
-        save_checkpoint(path, {"reads": {name: (r.mean, r.root, r.shrunk) for name, r in learnt.items()}})
+        save_checkpoint(path, {"reads": {name: (r.mean, r.root, r.shrunk, r.whole) for name, r in learnt.items()}})
     return {name: Reads(*values) for name, values in load_checkpoint(path)["reads"].items()}
 
 

@@ -190,7 +190,6 @@ class Session:
                 f"The first {HOPELESS} candidates all failed; the last one: {trial.error}.",
                 "This is not about the candidates. Put it right and run the same command: it continues.",
             )
-        return
 
 
 @contextmanager

@@ -49,7 +49,7 @@ def learnt(network: nn.Module, batches: list[Tensor]) -> dict[str, Reads]:
 @pytest.mark.parametrize("bias", [True, False])
 def test_every_filter_is_its_least_squares_solution_within_the_mask(wide: int, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module_under_test, "WIDE", wide)
-    monkeypatch.setattr(module_under_test, "_shrinkage", lambda size, n, trace, square: 0.0)
+    monkeypatch.setattr(module_under_test, "shrinkage", lambda size, n, trace, square: 0.0)
     network, batches = drawn(nn.Sequential(nn.Conv2d(4, 6, 3, padding=1, stride=2, bias=bias))), images(4, 12)
     scheme = Scheme({"0": LayerScheme("keep", "block-punched", 3.0, 2)})
     masks, reads = make_masks(network, scheme), learnt(network, batches)
@@ -76,7 +76,7 @@ def test_fitting_never_ends_farther_away_than_the_mask_alone(filters: int, size:
     patches = torch.randn(n, size, generator=generator) @ torch.randn(size, size, generator=generator) + 1
     mean = patches.mean(0)
     root = (patches - mean) / n**0.5
-    reads = Reads(mean, root.T @ root if n >= size else root, 0.05)
+    reads = Reads(mean, root.T @ root if n >= size else root, 0.05, n >= size)
     weight, mask = torch.randn(filters, size, generator=generator), torch.rand(filters, size, generator=generator) < 0.5
 
     def away(rows: Tensor) -> Tensor:
