@@ -21,11 +21,11 @@ def meets(trial: Trial, budget_ms: float) -> bool:
 
 
 def chosen(run: Run) -> Trial | None:
-    """The trial whose choices are those of scheme.json (layers that had no choice stayed dense)."""
+    """The trial whose choices are those of scheme.json, which also names layers that had no choice: dense ones, and gates that lose filters with what they scale."""
     if run.scheme is None or run.trials is None:
         return None
-    wanted = {name: label(entry) for name, entry in run.scheme["layers"].items() if label(entry) != "none"}
-    return next((t for t in run.trials["trials"] if {k: v for k, v in t["choices"].items() if v != "none"} == wanted), None)
+    taken = {name: label(entry) for name, entry in run.scheme["layers"].items()}
+    return next((t for t in run.trials["trials"] if all(taken.get(name) == choice for name, choice in t["choices"].items())), None)
 
 
 def tip(t: Trial) -> str:

@@ -54,6 +54,8 @@ def reconstruct(
     patches = _collect(network, convs, images, count)
     tensors: dict[str, dict[str, dict[str, Tensor]]] = {}
     errors: dict[str, dict[str, float]] = {}
+    if convs:
+        progress.say("how far new filter types miss the feature maps that they replace (0: not at all, 1: as far as a constant)")
     with bar(progress, "reconstructing feature maps", len(convs)):
         for path, conv in convs.items():
             seen, held_out = patches.pop(path)

@@ -80,7 +80,7 @@ def test_every_stage_runs_and_the_artifacts_agree(project):
     assert set(scheme["layers"]) <= {x["module"] for x in layers.values()}
     assert not {"silu", "sigmoid"} & {x["op"] for x in layers.values()}
     page = (project.folder / "report.html").read_text()
-    assert "<svg" in page and "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page
+    assert "<svg" in page and "chosen, trial" in page and "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page
 
 
 def test_the_zeros_of_the_weights_are_the_schemes(project):

@@ -335,6 +335,15 @@ def test_filter_types_are_named_with_their_errors_and_marked_in_the_map(make):
     assert f"chosen, trial {len(artifacts['search_scheme/trials.json']['trials'])}:" in html.unescape(page)  # found by its labels, filter types included
 
 
+def test_the_chosen_trial_is_found_when_a_layer_without_a_choice_is_pruned_with_others(make):
+    artifacts = documents()
+    trials, layers = artifacts["search_scheme/trials.json"]["trials"], artifacts["search_scheme/scheme.json"]["layers"]
+    follower = next(name for name, entry in layers.items() if entry["scheme"] == "filter")
+    for trial in trials:
+        del trial["choices"][follower]
+    assert f"chosen, trial {len(trials)}:" in html.unescape(make(artifacts)[1])
+
+
 def test_a_search_without_reasons_has_no_empty_sections(make):
     artifacts = documents()
     for key in ("ablation", "preferences", "reconstruction"):
