@@ -8,7 +8,7 @@ from __future__ import annotations
 from math import prod
 
 from stages.compiler.ir import Program, Step
-from stages.compiler.kernels import packing, planar, planar_conv, planar_strided, winograd_cost
+from stages.compiler.kernels import packing, planar, planar_conv, planar_depthwise, planar_strided, winograd_cost
 from stages.compiler.target import Target
 from stages.compiler.tiles import Window
 
@@ -42,12 +42,9 @@ def estimate(step: Step, program: Program, on_planes: bool, target: Target) -> f
 
 def _depthwise(step: Step, program: Program, on_planes: bool, target: Target) -> float:
     assert step.weight is not None
-    out = program.values[step.output].shape
-    full = prod(out) * prod(step.weight.shape[2:]) / target.lanes * DEPTHWISE[min(2, step.attrs["stride"][0])]
-    if not on_planes:
-        return full
-    lanes = next((v for v in target.narrow if v <= out[3]), 1)
-    split = 2 if target.fused_narrow else 1  # vectors of half the width or more reach the peak
-    return full * -(-out[3] // lanes) * lanes / out[3] * max(1.0, target.lanes / lanes / split)
+    out, taps, stride = program.values[step.output].shape, prod(step.weight.shape[2:]), min(2, step.attrs["stride"][0])
+    if on_planes:
+        return DEPTHWISE[stride] * planar_depthwise.cycles(out, out[3] + step.attrs["padding"][1], taps, stride, target)
+    return DEPTHWISE[stride] * prod(out) * taps / target.lanes * (1.0 if target.fused_narrow else 0.5)
 
 

@@ -16,8 +16,7 @@ from stages.compiler import CompiledModel, api, compile_model
 from stages.compiler.arrange import arrange
 from stages.compiler.ir import Program, Step, Value
 from stages.compiler.kernels import planar
-from stages.compiler.kernels.planar_rows import columns
-from stages.compiler.target import Target, resolve
+from stages.compiler.target import Target, arm64, resolve
 from stages.graph import trace
 from stages.schemes import LayerScheme, prune_, uniform_scheme
 
@@ -86,14 +85,15 @@ def test_strided_convolutions(channels: int, filters: int, height: int, width: i
     kernel=st.sampled_from([1, 3, 5, 7]),
     stride=st.integers(1, 2),
     padding=st.integers(0, 3),
+    activation=st.sampled_from([nn.ReLU6, nn.SiLU, nn.Sigmoid]),  # the last two run after the sums, and a sigmoid of the frame's zeros is none
     threads=st.integers(1, 3),
 )
-def test_depthwise_convolutions(channels: int, height: int, width: int, kernel: int, stride: int, padding: int, threads: int) -> None:
+def test_depthwise_convolutions(channels: int, height: int, width: int, kernel: int, stride: int, padding: int, activation: type, threads: int) -> None:
     padding = min(padding, kernel // 2)
     if min(height, width) + 2 * padding - kernel < 4 * stride:
         kernel, padding = 3, 1
     depthwise = nn.Conv2d(channels, channels, kernel, stride, padding, groups=channels)
-    model = on_planes(nn.Sequential(nn.Conv2d(3, channels, 1), depthwise, nn.ReLU6(), nn.Conv2d(channels, 8, 3, padding=1)), 1, 3, height, width, threads=threads)
+    model = on_planes(nn.Sequential(nn.Conv2d(3, channels, 1), depthwise, activation(), nn.Conv2d(channels, 8, 3, padding=1)), 1, 3, height, width, threads=threads)
     assert channels == 1 or "planar_depthwise" in kernels(model)
 
 
@@ -175,7 +175,17 @@ def test_planes_hold_every_pixel_and_neighbour(shape: tuple[int, int, int, int],
     assert inside.sum() == shape[2] * shape[3]
 
 
-@given(width=st.integers(4, 120))
-def test_columns_cover_a_row_and_stay_in_it(width: int) -> None:
-    covered = [start + i for start, lanes in columns(width, (16, 8, 4)) for i in range(lanes)]
-    assert set(covered) == set(range(width)) and len({lanes for _, lanes in columns(width, (16, 8, 4))}) == 1
+@given(width=st.integers(1, 120), frame=st.integers(0, 3), target=st.sampled_from([resolve("host"), arm64("generic")]))
+def test_vectors_cover_a_row_and_only_one_alone_leaves_it(width: int, frame: int, target: Target) -> None:
+    starts, lanes = planar.columns(width, width + frame, target)
+    covered = {start + i for start in starts for i in range(lanes)}
+    assert covered >= set(range(width)) and len(starts) == -(-width // lanes)
+    assert max(covered) < (width if len(starts) > 1 else width + frame)
+
+
+def test_narrow_rows_use_their_frame() -> None:
+    avx512 = Target("x86_64-unknown-linux-gnu", "znver4", "avx512", 16, (16, 8, 4), 32, True)
+    assert planar.columns(28, 29, avx512) == ([0, 12], 16)
+    assert planar.columns(14, 16, avx512) == ([0], 16)
+    assert planar.columns(14, 15, avx512) == ([0, 6], 8)
+    assert planar.columns(7, 9, avx512) == ([0], 8)

@@ -15,6 +15,7 @@ import numpy as np
 
 from stages.compiler.ir import Layout, round_up
 from stages.compiler.kernels.kernel import Placed
+from stages.compiler.target import Target
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,6 +71,15 @@ def vectors(layout: Layout, lanes: int) -> int:
     return -(-span(layout) // lanes)
 
 
+def columns(width: int, room: int, target: Target) -> tuple[list[int], int]:
+    """(first column of each vector that covers a row of ``width`` pixels, their lanes): the widest vectors that fit the ``room`` from here to the beginning of the next row.
+
+    A single vector may reach beyond the row into the frame; the last of several overlaps the one before: 28 -> 0, 12 (16 lanes); 14, room 16 -> 0 (16 lanes); 14, room 15 -> 0, 6 (8 lanes).
+    """
+    lanes = next((v for v in target.narrow if v <= room), 1)
+    return [min(start, max(0, width - lanes)) for start in range(0, width, lanes)], lanes
+
+
 def inside(layout: Layout, lanes: int) -> np.ndarray:
     """For each float of a flat walk 1 in the image, 0 in the frame."""
     place = np.arange(vectors(layout, lanes) * lanes)
@@ -77,7 +87,7 @@ def inside(layout: Layout, lanes: int) -> np.ndarray:
 
 
 def finish(o: Any, value: Any, items: Any, extras: Sequence[Operand], image: Any, channel: Any, pixel: Any, lanes: int, out: Layout, mask: Any = None) -> None:
-    """Apply the epilogue to ``lanes`` results at float ``pixel`` after the first of a plane, and store them; where ``mask`` (a vector) is zero, store zero."""
+    """Apply the epilogue to ``lanes`` results at float ``pixel`` after the first of a plane, and store them; where ``mask`` (a vector of conditions) is false, store zero."""
     from stages.compiler.kernels import epilogue, tir
 
     T, sources = tir.T, (o.e0, o.e1, o.e2)
@@ -95,7 +105,7 @@ def finish(o: Any, value: Any, items: Any, extras: Sequence[Operand], image: Any
 
     result = epilogue.apply(items, value, lanes, operand, channelwise)
     if mask is not None:
-        result = tir.tirx.Select(mask > tir.splat(0, lanes), result, tir.splat(0, lanes))
+        result = tir.tirx.Select(mask, result, tir.splat(0, lanes))
     tir.store(o.y, out.origin + image * out.image + channel * out.channel + pixel, result, lanes)
 
 

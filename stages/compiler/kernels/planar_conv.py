@@ -286,7 +286,7 @@ def _micro(o: Any, spec: Spec, shape: tuple[int, int], n: Any, channel: Any, gro
             weight = T.Bind(T.broadcast(o.w[w0 + k * filters + f], lanes))
             for v in range(vectors):
                 T.buffer_store(acc, acc[slot(f, v)] + pixels[v] * weight, [slot(f, v)])
-    masks = [T.Bind(o.b[tir.at(pixel + (spec.mask + v * lanes), lanes)]) if spec.mask else None for v in range(vectors)]
+    masks = [T.Bind(o.b[tir.at(pixel + (spec.mask + v * lanes), lanes)]) > tir.splat(0, lanes) if spec.mask else None for v in range(vectors)]
     late = costly(spec.epilogue)
     for f in range(filters):
         for v in range(vectors):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from stages.compiler.ir import Epilogue, Layout, Shape, Step
+from stages.compiler.ir import Epilogue, Layout, Shape, Step, costly
 from stages.compiler.kernels import planar
 from stages.compiler.kernels.kernel import Kernel, Placed
 from stages.compiler.kernels.units import split, units
@@ -16,6 +16,8 @@ from stages.schemes.scheme import LayerScheme
 
 HELD = 25  # weights up to this many stay in registers
 MOST_COLUMNS = 16  # vectors of a row that are written out; longer rows are looped over
+NEAR = 24 * 1024  # bytes: a plane that stays in the first-level cache between its sums and their epilogue
+_LATENCY = 4  # cycles from a multiply-add to the next on the same sum
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,13 @@ def rows_at_once(taps: int, stride: int, target: Target) -> int:
     return max(1, min(8 if stride == 1 else 4, target.registers - held - 3))
 
 
+def cycles(out: Shape, room: int, taps: int, stride: int, target: Target) -> float:
+    """Cycles of the multiply-adds for a result of shape ``out`` whose rows lie ``room`` floats apart; each row of a block is one chain of sums."""
+    starts, lanes = planar.columns(out[3], room, target)
+    each = 1.0 if target.fused_narrow and lanes == target.lanes else 0.5
+    return out[0] * out[1] * out[2] * len(starts) * taps * max(each, _LATENCY / rows_at_once(taps, stride, target))
+
+
 def emit(spec: Spec, name: str, target: Target) -> Any:
     """The kernel's PrimFunc."""
     from stages.compiler.kernels import tir
@@ -75,20 +84,37 @@ def _plane(o: Any, spec: Spec, n: Any, c: Any, target: Target) -> None:
 
     T, out = tir.T, spec.out
     start = T.Bind(n * out.image + c * out.channel)
-    written = (out.shape[2] - 1) * out.cols + out.shape[3]
-    planar.zero_outside(o, start, out, written, target.narrow)
+    source = T.Bind(spec.x[0] + n * spec.x[1] + c * spec.x[2])
+    if costly(spec.epilogue) and 4 * out.channel <= NEAR:  # between multiply-adds its constants would drive the weights out of the registers
+        sweep(o, replace(spec, epilogue=()), n, c, source, out.shape[2], 0, target)
+        _activate(o, spec, n, c, target)
+    else:
+        sweep(o, spec, n, c, source, out.shape[2], 0, target)
+    planar.zero_outside(o, start, out, planar.span(out), target.narrow)
     planar.zero_columns(o, start, out, target.narrow)
-    sweep(o, spec, n, c, T.Bind(spec.x[0] + n * spec.x[1] + c * spec.x[2]), spec.out.shape[2], 0, target)
+
+
+def _activate(o: Any, spec: Spec, n: Any, c: Any, target: Target) -> None:
+    """The epilogue of a plane of sums, in place, by a walk along all its floats: each once, those of the frame too."""
+    from stages.compiler.kernels import tir
+
+    def finish(pixel: Any, lanes: int) -> None:
+        here = spec.out.origin + n * spec.out.image + c * spec.out.channel + pixel
+        planar.finish(o, o.y[tir.at(here, lanes)], spec.epilogue, spec.extras, n, c, pixel, lanes, spec.out)
+
+    whole, rest = divmod(planar.span(spec.out), target.lanes)
+    with tir.T.serial(0, whole) as v:
+        finish(v * target.lanes, target.lanes)
+    for start, lanes in tir.widths(rest, target.narrow):
+        finish(whole * target.lanes + start, lanes)
 
 
 def sweep(o: Any, spec: Spec, n: Any, c: Any, source: Any, height: int, first: Any, target: Target) -> None:
     """``height`` rows of results of plane ``c`` from row ``first`` on. ``source``: the float of o.x at which the window of the first result of row 0 begins."""
     from stages.compiler.kernels import tir
-    from stages.compiler.kernels.planar_rows import columns
 
     T, taps = tir.T, spec.kernel[0] * spec.kernel[1]
-    places = list(columns(spec.out.shape[3], target.narrow))
-    lanes = places[0][1]
+    starts, lanes = planar.columns(spec.out.shape[3], spec.out.cols, target)
 
     def weight(tap: int) -> Any:
         return T.Bind(T.broadcast(o.w[c * taps + tap], lanes) if lanes > 1 else o.w[c * taps + tap])
@@ -101,21 +127,21 @@ def sweep(o: Any, spec: Spec, n: Any, c: Any, source: Any, height: int, first: A
     for rows, row0, tiles in split(height, spec.rows):
         with T.serial(0, tiles) as tile:
             y = T.Bind(tile * rows + row0 + first)
-            if len(places) <= MOST_COLUMNS // 4:
-                for col, _ in places:
+            if len(starts) <= MOST_COLUMNS // 4:
+                for col in starts:
                     _block(o, spec, get, (n, c, y), rows, source, col, lanes)
                 continue
             whole = spec.out.shape[3] // lanes
             with T.serial(0, whole) as j:
                 _block(o, spec, get, (n, c, y), rows, source, j * lanes, lanes)
-            for col, _ in places[whole:]:
+            for col in starts[whole:]:
                 _block(o, spec, get, (n, c, y), rows, source, col, lanes)
 
 
 def _block(o: Any, spec: Spec, weight: Any, place: tuple[Any, Any, Any], rows: int, source: Any, col: Any, lanes: int) -> None:
     """``rows`` rows times one vector of results."""
     from stages.compiler.kernels import tir
-    from stages.compiler.kernels.planar_rows import Row
+    from stages.compiler.kernels.planar_rows import Row, mask
 
     T, (n, c, y), (kh, kw), (sh, sw) = tir.T, place, spec.kernel, spec.stride
     bias = T.Bind(T.broadcast(o.b[c], lanes) if lanes > 1 else o.b[c])
@@ -131,4 +157,4 @@ def _block(o: Any, spec: Spec, weight: Any, place: tuple[Any, Any, Any], rows: i
         done = line - kh + 1
         if done >= 0 and done % sh == 0:
             r = done // sh
-            planar.finish(o, sums[r], spec.epilogue, spec.extras, n, c, (y + r) * spec.out.cols + col, lanes, spec.out)
+            planar.finish(o, sums[r], spec.epilogue, spec.extras, n, c, (y + r) * spec.out.cols + col, lanes, spec.out, mask(spec.out.shape[3], lanes))

@@ -59,7 +59,7 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
         source = T.Bind(spec.x[0] + n * spec.x[1] + c * spec.x[2])
         with T.serial(0, planar.vectors(out, lanes)) as v:
             value = T.Bind(o.x[tir.at(source + v * lanes, lanes)])
-            mask = T.Bind(o.b[tir.at(v * lanes + spec.mask, lanes)])
+            mask = T.Bind(o.b[tir.at(v * lanes + spec.mask, lanes)]) > tir.splat(0, lanes)
             planar.finish(o, value, spec.epilogue, spec.extras, n, c, v * lanes, lanes, out, mask)
 
     def body(o: Any) -> None:

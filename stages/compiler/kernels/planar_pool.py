@@ -92,19 +92,20 @@ def _whole(o: Any, spec: Spec, n: Any, c: Any, target: Target) -> None:
 
 def _rows(o: Any, spec: Spec, n: Any, c: Any, target: Target) -> None:
     from stages.compiler.kernels import tir
-    from stages.compiler.kernels.planar_rows import Row, columns
+    from stages.compiler.kernels.planar_rows import Row, mask
 
     T, out, (kh, kw) = tir.T, spec.out, spec.window
+    starts, lanes = planar.columns(out.shape[3], out.cols, target)
     start = T.Bind(n * out.image + c * out.channel)
     planar.zero_outside(o, start, out, planar.span(out), target.narrow)
     planar.zero_columns(o, start, out, target.narrow)
     source = T.Bind(spec.x[0] + n * spec.x[1] + c * spec.x[2])
     with T.serial(0, out.shape[2]) as y:
-        for col, lanes in columns(out.shape[3], target.narrow):
+        for col in starts:
             value: Any = None
             for r in range(kh):
                 row = Row(o.x, source + (y * spec.stride + r) * spec.x[3] + col * spec.stride, spec.stride, lanes)
                 for tap in range(kw):
                     value = row.tap(tap) if value is None else T.Bind(_join(spec, value, row.tap(tap)))
             value = value if spec.kind == "max" else value * tir.splat(1.0 / (kh * kw), lanes)
-            planar.finish(o, value, spec.epilogue, spec.extras, n, c, y * out.cols + col, lanes, out)
+            planar.finish(o, value, spec.epilogue, spec.extras, n, c, y * out.cols + col, lanes, out, mask(out.shape[3], lanes))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from stages.compiler.kernels.tir import T, at, tirx
@@ -27,10 +26,7 @@ class Row:
         return T.Bind(tirx.Shuffle(list(self._pairs[base]), picked))
 
 
-def columns(width: int, choices: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    """(first column, lanes) of vectors that cover a row of ``width`` pixels; the last one overlaps the one before rather than reach beyond. 28 with (16, 8, 4) -> (0, 16), (12, 16)."""
-    lanes = next((c for c in choices if c <= width), 1)
-    for start in range(0, width - lanes + 1, lanes):
-        yield start, lanes
-    if width % lanes:
-        yield width - lanes, lanes
+
+def mask(width: int, lanes: int) -> Any:
+    """Which of ``lanes`` pixels from the first of a row on belong to the row; None when all do."""
+    return T.ramp(0, 1, lanes) < T.broadcast(T.int32(width), lanes) if lanes > width else None

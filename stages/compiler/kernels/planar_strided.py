@@ -47,7 +47,7 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     segments = tuple((g.start, g.count, g.lanes * g.vectors) for g in groups)
     spec = Spec((source.image, source.cols), out, planar.operands(placed), segments, step.epilogue)
     macs = kept * out.shape[0] * out.shape[2] * out.shape[3]
-    starts, lanes = _starts(out.shape[3], target)
+    starts, lanes = planar.columns(out.shape[3], out.cols, target)
     reason = f"{scheme.label}: planes, stride 2, groups of {segments[0][2]} filters, {kept} of {flat.size} weights"
     tile = f"{min(VECTORS, len(starts))}x{lanes} pixels x {segments[0][2]} channels"
     return Kernel("planar_strided", spec, step, data, tile, macs, reason, units(_nests(spec)))
@@ -61,7 +61,7 @@ def fits(step: Step, source: Shape, out: Shape, target: Target) -> bool:
 def cycles(weight: np.ndarray, out: Shape, target: Target) -> float:
     """Estimated time for weights (o, i, kh, kw) and a result of shape ``out``."""
     flat = weight.reshape(len(weight), -1) != 0
-    starts, lanes = _starts(out[3], target)
+    starts, lanes = planar.columns(out[3], out[3], target)
     per_vector = 1.0 if target.fused_narrow and lanes == target.lanes else 0.5
     total = 0.0
     for group in filter_groups(len(flat), min(FILTERS, len(flat))):
@@ -73,13 +73,6 @@ def cycles(weight: np.ndarray, out: Shape, target: Target) -> float:
     return _MEASURED * total * out[0] * out[2]
 
 
-def _starts(width: int, target: Target) -> tuple[list[int], int]:
-    """(first pixel of each vector of a row, its lanes)."""
-    lanes = next((v for v in target.narrow if v <= width), 1)
-    starts = [*range(0, width - lanes + 1, lanes), *([width - lanes] if width % lanes else [])]
-    return starts, lanes
-
-
 def _nests(spec: Spec) -> list[tuple[int, int, int]]:
     return [(spec.out.shape[0], spec.out.shape[2], count) for _, count, _ in spec.segments]
 
@@ -88,7 +81,7 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
     """The kernel's PrimFunc."""
     from stages.compiler.kernels import tir
 
-    T, starts = tir.T, _starts(spec.out.shape[3], target)[0]
+    T, (starts, lanes) = tir.T, planar.columns(spec.out.shape[3], spec.out.cols, target)
 
     def body(o: Any) -> None:
         before = 0
@@ -103,7 +96,7 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
                 for size, begin, tiles in split(len(starts), VECTORS):
                     for tile in range(tiles):
                         columns = starts[begin + tile * size : begin + (tile + 1) * size]
-                        _micro(o, spec, columns, filters, (n, y), channel, g + before, target)
+                        _micro(o, spec, (columns, lanes), filters, (n, y), channel, g + before)
 
             tir.nest(o, units(_nests(spec)), dims, visit)
             before += count
@@ -111,12 +104,12 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
     return tir.function(name, body)
 
 
-def _micro(o: Any, spec: Spec, columns: list[int], filters: int, place: tuple[Any, Any], channel: Any, group: Any, target: Target) -> None:
-    """The vectors of one row that begin at ``columns`` times one group of filters."""
+def _micro(o: Any, spec: Spec, vectors: tuple[list[int], int], filters: int, place: tuple[Any, Any], channel: Any, group: Any) -> None:
+    """The ``vectors`` (first columns, lanes) of one row times one group of filters."""
     from stages.compiler.kernels import tir
-    from stages.compiler.kernels.planar_rows import Row
+    from stages.compiler.kernels.planar_rows import Row, mask
 
-    T, (n, y), lanes = tir.T, place, _starts(spec.out.shape[3], target)[1]
+    T, (n, y), (columns, lanes) = tir.T, place, vectors
     acc = T.alloc_buffer((len(columns) * filters * lanes,), "float32", scope="local")
 
     def slot(f: int, v: int) -> Any:
@@ -138,4 +131,4 @@ def _micro(o: Any, spec: Spec, columns: list[int], filters: int, place: tuple[An
                 T.buffer_store(acc, acc[slot(f, v)] + value * weight, [slot(f, v)])
     for f in range(filters):
         for v, column in enumerate(columns):  # a long epilogue too: in a loop over what is stored, floats where vectors overlap would get it twice
-            planar.finish(o, acc[slot(f, v)], spec.epilogue, spec.extras, n, channel + f, y * spec.out.cols + column, lanes, spec.out)
+            planar.finish(o, acc[slot(f, v)], spec.epilogue, spec.extras, n, channel + f, y * spec.out.cols + column, lanes, spec.out, mask(spec.out.shape[3], lanes))
