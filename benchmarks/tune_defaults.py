@@ -1,4 +1,4 @@
-"""Measure the tuning defaults that npas ships for this machine's instruction set, on the five benchmark networks, dense and pruned.
+"""Measure the tuning defaults that npas ships for this machine's instruction set, on the five benchmark networks, dense and pruned: layouts, then tiles.
 
     python benchmarks/tune_defaults.py [--minutes 30] [--most 20] [--networks vgg16,resnet18] [--isa avx2] [--write] [--compare 40]
 
@@ -23,12 +23,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from benchmarks.peers.networks import NETWORKS, build, example
-from stages.compiler import select
 from stages.compiler.api import Build, prepare
 from stages.compiler.model import CompiledModel
 from stages.compiler.target import Target, resolve
 from stages.compiler.tuning import database
-from stages.compiler.tuning.networks import Request, placed_layers
+from stages.compiler.tuning.arrangements import tune_arrangements
+from stages.compiler.tuning.networks import placed_layers
+from stages.compiler.tuning.request import Request
 from stages.compiler.tuning.tuner import tune_layers
 from stages.devices.probe import host_identity
 from stages.graph import trace
@@ -86,10 +87,10 @@ def compare(names: list[str], asked: list[Request], target: Target, rounds: int)
 
     print(f"{'':34}{'model ms':>10}{'tuned ms':>10}{'min':>8}{'median':>8}")
     for request, name in zip(asked, labels(names), strict=True):
-        tuned, find = compiled(request), select.database.find
-        select.database.find = lambda signature, target: None  # type: ignore[assignment]
+        tuned, find, find_planes = compiled(request), database.find, database.find_planes
+        database.find = database.find_planes = lambda name, target: None  # type: ignore[assignment]
         untuned = compiled(request)
-        select.database.find = find
+        database.find, database.find_planes = find, find_planes
         x, samples = example(0).numpy(), ([], [])  # type: ignore[var-annotated]
         for _ in range(rounds):
             for model, found in zip((untuned, tuned), samples, strict=True):
@@ -111,11 +112,11 @@ def labels(names: list[str]) -> list[str]:
 
 
 def write(target: Target) -> Path:
-    """The verdicts of this machine's journal as the shipped file of its instruction set."""
-    rows = [json.loads(line) for line in database.path(target).read_text().splitlines()]
-    head = next(row for row in rows if row["kind"] == "device") | {"label": f"measured on {host_identity()['soc']}"}
-    verdicts = {row["signature"]: row for row in rows if row["kind"] == "verdict"}
+    """The verdicts of this machine's journal as the shipped file of its instruction set, which keeps those that the journal lacks."""
     path = database.shipped_path(target)
+    rows = [json.loads(line) for file in (path, database.path(target)) if file.exists() for line in file.read_text().splitlines()]
+    head = next(row for row in reversed(rows) if row["kind"] == "device") | {"label": f"measured on {host_identity()['soc']}"}
+    verdicts = {row.get("network") or row["signature"]: row for row in rows if row["kind"] in ("planes", "verdict")}
     path.parent.mkdir(exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in [head, *(verdicts[name] for name in sorted(verdicts))]))
     return path
@@ -136,7 +137,9 @@ def main() -> None:
     target = target_for(options.isa)
     asked = requests(names) if options.minutes or options.compare else []
     if options.minutes:
-        tune_layers(placed_layers(asked, target), target, options.minutes, Lines(), options.most)
+        begin = time.monotonic()
+        tune_arrangements(asked, target, options.minutes, Lines())
+        tune_layers(placed_layers(asked, target), target, options.minutes - (time.monotonic() - begin) / 60, Lines(), options.most)
     if options.write:
         print(write(target))
     if options.compare:

@@ -57,7 +57,8 @@ def _for_cpu(config: Config, networks: Networks, task: Task, progress: Progress)
     from stages.compiler import toolchain
     from stages.compiler.api import compile_model
     from stages.compiler.target import CROSS
-    from stages.compiler.tuning.networks import Request, tune_networks
+    from stages.compiler.tuning.networks import tune_networks
+    from stages.compiler.tuning.request import Request
 
     c = config.compile
     folder, cross = Path("compile") / c.target, c.target in CROSS
@@ -66,7 +67,7 @@ def _for_cpu(config: Config, networks: Networks, task: Task, progress: Progress)
     target = f"{c.target}:{c.mcpu}" if c.mcpu else c.target
     if c.tune_minutes:
         found = tune_networks([Request(module, task.example(), pruning) for module, pruning in networks.values()], c.target, c.tune_minutes, progress)
-        progress.say(f"tuned {len(found)} kinds of layers, {sum(verdict.gain > 1 for verdict in found)} of them got another tile")
+        progress.say(f"tuned {len(found)} layouts and kinds of layers, {sum(verdict.gain > 1 for verdict in found)} of them got another one")
     made = {}
     with bar(progress, "compiling", len(networks)):
         for name, (module, pruning) in networks.items():

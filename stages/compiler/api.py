@@ -13,13 +13,13 @@ import numpy as np
 from torch import Tensor, nn
 
 from stages.compiler import cache, emit, toolchain
-from stages.compiler.arrange import arrange
+from stages.compiler.arrange import Resolutions, arrange, arranged
 from stages.compiler.bands import fuse_bands
 from stages.compiler.check import compare
 from stages.compiler.cross import CrossModel, notes
 from stages.compiler.fuse import fuse
 from stages.compiler.gates import absorb_gates
-from stages.compiler.ir import Layout
+from stages.compiler.ir import Layout, Program
 from stages.compiler.kernels.kernel import Kernel
 from stages.compiler.lower import lower
 from stages.compiler.model import CompiledModel
@@ -29,6 +29,8 @@ from stages.compiler.select import select
 from stages.compiler.share import share
 from stages.compiler.shrink import shrink
 from stages.compiler.target import CROSS, HOST, Target, resolve
+from stages.compiler.tuning import database
+from stages.compiler.tuning.signature import network
 from stages.errors import UsageError
 from stages.graph.layer import Graph
 from stages.graph.tracing import trace
@@ -71,14 +73,25 @@ def prepare(module: nn.Module, example: Tensor | tuple[Tensor, ...], scheme: Sch
     return seen, {name: t.detach().cpu().numpy() for name, t in module.state_dict().items()}, scheme or Scheme()
 
 
-class Build:
-    """A network on its way: everything but the manifest's measured error is known after construction."""
+def simplified(graph: Graph, tensors: Mapping[str, np.ndarray], scheme: Scheme, target: Target) -> Program:
+    """The network's Program before layouts are chosen."""
+    return share(shrink(fuse(lower(graph, tensors, scheme))), target)
 
-    def __init__(self, graph: Graph, tensors: Mapping[str, np.ndarray], scheme: Scheme, target: Target, threads: int, name: str = HOST):
+
+class Build:
+    """A network on its way: everything but the manifest's measured error is known after construction.
+
+    ``planes``: the resolutions that run on planes; None: what tuning measured for such a network, else what is estimated to be the fastest.
+    """
+
+    def __init__(self, graph: Graph, tensors: Mapping[str, np.ndarray], scheme: Scheme, target: Target, threads: int, name: str = HOST, planes: Resolutions | None = None):
         self.graph, self.target, self.name = graph, target, name.partition(":")[0]
-        arranged = arrange(share(shrink(fuse(lower(graph, tensors, scheme))), target), target)
-        self.program = fuse_bands(absorb_gates(arranged.program, arranged.planes), arranged.planes, target)
-        self.layouts = layouts(self.program, target, arranged.planes)
+        program = simplified(graph, tensors, scheme, target)
+        known = database.find_planes(network(program), target) if planes is None else (planes, database.ASKED)
+        made = arrange(program, target) if known is None else arranged(program, known[0], target)
+        self.arrangement = {"planes": [list(size) for size in made.resolutions], "chosen": known[1] if known else database.MODEL}
+        self.program = fuse_bands(absorb_gates(made.program, made.planes), made.planes, target)
+        self.layouts = layouts(self.program, target, made.planes)
         self.kernels = [select(step, self.layouts, target) for step in self.program.steps]
         self.plan = plan(self.program, self.layouts, max((k.scratch for k in self.kernels), default=0), threads)
         self.blob, self.places = pack(self.kernels)
@@ -116,6 +129,7 @@ class Build:
             "tvm": cache.tvm_version(),
             "inputs": ports(self.program.inputs, "input"),
             "outputs": ports(self.program.outputs, "output"),
+            "layout": self.arrangement,
             "kernels": [_row(kernel, self.layouts) for kernel in self.kernels],
             "max_abs_err": measured.get("max_abs_err"),
             "max_abs_output": measured.get("max_abs_output"),

@@ -1,7 +1,8 @@
-"""Which activations are planes (NCHW, vectors along pixels) and which pixel-major (NHWC, vectors along channels): decided by resolution, by estimated time, with the transforms in between.
+"""Which activations are planes (NCHW, vectors along pixels) and which pixel-major (NHWC, vectors along channels): decided by resolution, with the transforms in between, by estimated time or as measured.
 
 All planes of one resolution share a geometry (kernels/planar.py), and the layers of a resolution are alike, so the choice is one per resolution: a handful of yes or no for a network. A set of
 resolutions fixes everything: each step runs on planes where its operand's resolution is in the set and a kernel for planes exists, and a "relayout" step stands where a reader wants the other.
+The estimates rank the sets (rank); tuning/arrangements.py measures the best of them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from stages.compiler.plan import frame
 from stages.compiler.target import Target
 
 Resolution = tuple[int, int]
+Resolutions = tuple[Resolution, ...]
 RULES = {"conv": (planar_conv, planar_strided), "depthwise": (planar_depthwise,), "pool": (planar_pool,), "elementwise": (planar_elementwise,)}  # kernels on planes, by operation
 MOST = 6  # resolutions, the largest work first, of which all subsets are tried
 
@@ -27,6 +29,7 @@ class Arranged:
 
     program: Program
     planes: Mapping[str, Layout]
+    resolutions: Resolutions = ()
 
 
 def resolution(program: Program, name: str) -> Resolution:
@@ -36,7 +39,18 @@ def resolution(program: Program, name: str) -> Resolution:
 
 
 def arrange(program: Program, target: Target, cost: Callable[[Step, Program, bool, Target], float] = estimate) -> Arranged:
-    """The cheapest arrangement. ``cost(step, program, result on planes, target)`` estimates cycles; "relayout" steps are asked for too."""
+    """The arrangement that is estimated to be the fastest."""
+    return arranged(program, rank(program, target, cost)[0][1], target)
+
+
+def arranged(program: Program, chosen: Resolutions, target: Target) -> Arranged:
+    """The arrangement in which the resolutions ``chosen`` run on planes."""
+    rewritten, on_planes = _rewritten(program, chosen, target)
+    return Arranged(rewritten, _geometry(rewritten, on_planes), chosen)
+
+
+def rank(program: Program, target: Target, cost: Callable[[Step, Program, bool, Target], float] = estimate) -> list[tuple[float, Resolutions]]:
+    """(estimated cycles, resolutions on planes) of all arrangements, the fastest first. ``cost(step, program, result on planes, target)`` estimates a step; "relayout" steps are asked for too."""
     known: dict[tuple[str, bool], float] = {}
 
     def total(made: Program, on_planes: Collection[str]) -> float:
@@ -47,11 +61,8 @@ def arrange(program: Program, target: Target, cost: Callable[[Step, Program, boo
         return sum(known[step.output, step.output in on_planes] for step in made.steps)
 
     candidates = _candidates(program, target)
-    if not candidates:
-        return Arranged(program, {})
     sets = [chosen for size in range(len(candidates) + 1) for chosen in combinations(candidates, size)]
-    best = min((_rewritten(program, chosen, target) for chosen in sets), key=lambda found: total(*found))
-    return Arranged(best[0], _geometry(*best))
+    return sorted(((total(*_rewritten(program, chosen, target)), chosen) for chosen in sets), key=lambda found: found[0])
 
 
 def _candidates(program: Program, target: Target) -> list[Resolution]:

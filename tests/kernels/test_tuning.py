@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,16 +16,20 @@ import torch
 from kernel_kit import assert_equal, inputs, randomised
 from torch import nn
 
-from stages.compiler import compile_model, select
+from stages.compiler import compile_model, load_model, select
+from stages.compiler.api import prepare, simplified
 from stages.compiler.ir import Layout, Step
 from stages.compiler.kernels.kernel import Placed
 from stages.compiler.target import resolve
-from stages.compiler.tuning import database, networks, tuner
+from stages.compiler.tuning import arrangements, database, networks, tuner
 from stages.compiler.tuning.harness import Times
+from stages.compiler.tuning.request import Request
 from stages.compiler.tuning.search import explore
-from stages.compiler.tuning.signature import density, signature
+from stages.compiler.tuning.signature import density, network, signature
+from stages.devices.timing import TimingProtocol
 from stages.graph import trace
-from stages.schemes import prune_, uniform_scheme
+from stages.progress import Silent
+from stages.schemes import Scheme, prune_, uniform_scheme
 
 TARGET = resolve("host")
 
@@ -220,6 +225,55 @@ def test_layers_on_planes_are_tuned_too() -> None:
     assert_equal(model, module, inputs(1, 32, 32, 32))
     points = [json.loads(line) for line in database.path(TARGET).read_text().splitlines()]
     assert all(row["cost"] < 10 for row in points if row["kind"] == "point")  # none is wrong
+
+
+def two_sizes(rate: float = 3.0) -> tuple[nn.Module, torch.Tensor, Scheme]:
+    """A network with sparse convolutions at two resolutions, so that four layouts are possible."""
+    module = randomised(nn.Sequential(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.MaxPool2d(2), nn.Conv2d(32, 48, 3, padding=1)))
+    x = torch.zeros(1, 16, 32, 32)
+    scheme = uniform_scheme(trace(module, x), "block-punched", rate, 8)
+    prune_(module, scheme)
+    return module, x, scheme
+
+
+@pytest.mark.parametrize("fastest", range(4))
+def test_the_fastest_layout_wins_and_is_used_from_then_on(fastest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, x, scheme = two_sizes()
+    monkeypatch.setattr(arrangements, "NEAR", 1e9)  # all four are candidates
+    sizes: list[list[list[int]]] = []
+
+    class Machine:
+        def measure(self, models: list[Path], values: list[np.ndarray], protocol: TimingProtocol) -> SimpleNamespace:
+            loaded = [load_model(path) for path in models]
+            if not sizes:
+                sizes.extend(model.manifest["layout"]["planes"] for model in loaded)
+            samples = [(1.0 if model.manifest["layout"]["planes"] == sizes[fastest] else 2.0,) * protocol.runs for model in loaded]
+            return SimpleNamespace(samples_ms=samples, outputs=[model(*values) for model in loaded])
+
+    monkeypatch.setattr(arrangements, "HostDevice", Machine)
+    verdicts = arrangements.tune_arrangements([Request(module, x, scheme)], TARGET, 1.0, Silent())
+    assert [(v.gain, v.measured) for v in verdicts] == [(2.0 if fastest else 1.0, 4)] and len(sizes) == 4
+    model = compile_model(module, x, scheme)
+    assert model.manifest["layout"] == {"planes": sizes[fastest], "chosen": "measured here"}
+    assert_equal(model, module, inputs(1, 16, 32, 32))
+    assert arrangements.tune_arrangements([Request(module, x, scheme)], TARGET, 1.0, Silent()) == []  # nothing is left to do
+
+
+def test_layouts_are_timed_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, x, scheme = two_sizes()
+    monkeypatch.setattr(arrangements, "NEAR", 1e9)
+    assert compile_model(module, x, scheme).manifest["layout"]["chosen"] == "model"
+    (verdict,) = arrangements.tune_arrangements([Request(module, x, scheme)], TARGET, 1.0, Silent())
+    assert verdict.measured == 4 and 1 <= verdict.gain < 10
+
+
+def test_a_network_is_known_again_by_shapes_and_densities() -> None:
+    def name(module: nn.Module, x: torch.Tensor, scheme: Scheme) -> str:
+        return network(simplified(*prepare(module, x, scheme, None), TARGET))
+
+    module, x, scheme = two_sizes()
+    assert name(module, x, scheme) == name(*two_sizes()) and name(module, x, scheme).startswith("1x16x32x32 ")
+    assert len({name(module, x, scheme), name(*two_sizes(1.2)), name(module, torch.zeros(1, 16, 40, 40), scheme)}) == 3
 
 
 def test_no_time_means_no_verdicts() -> None:

@@ -1,7 +1,7 @@
 """Measured choices, kept: a journal per device in the cache folder, and the defaults that npas brings along. Imports no TVM.
 
 A journal is a text of JSON lines to which lines are only ever appended: ``point`` is one candidate's measurement, ``verdict`` the best candidate of a signature whose search is complete. What was
-interrupted has points without a verdict, and goes on from there. Two processes may append at the same time.
+interrupted has points without a verdict, and goes on from there. ``planes`` is the fastest layout of a whole network: its resolutions that run on planes. Two processes may append at the same time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stages.devices.probe import host_identity
 
 GENERATION = 1  # raise it when the kernels change so much that what was measured before misleads
 SCHEMA = "npas-tuning/1"
-MEASURED, SHIPPED, MODEL = "measured here", "shipped", "model"
+MEASURED, SHIPPED, MODEL, ASKED = "measured here", "shipped", "model", "asked for"
 _DEFAULTS = Path(__file__).parent / "shipped"
 # Whose shipped measurements a processor uses. AVX2 is alike on AMD and Intel: two multiply-adds a cycle, 16 registers. AVX-512 isn't: Zen 4 runs half vectors at full speed, others don't.
 _LIKE = {"znver4": "avx512-znver4", "znver3": "avx2-znver3", "haswell": "avx2-znver3"}
@@ -33,10 +33,11 @@ Plain = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Content:
-    """What a journal says: choices by signature, and the measured points of each signature as {choice's text: cost relative to the model's choice}."""
+    """What a journal says: choices by signature, the measured points of each signature as {choice's text: cost relative to the model's choice}, and the resolutions on planes by network."""
 
     verdicts: Mapping[str, Plain] = field(default_factory=dict)
     points: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    planes: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
 
 
 def path(target: Target) -> Path:
@@ -46,11 +47,24 @@ def path(target: Target) -> Path:
 
 def find(signature: str, target: Target) -> tuple[Plain, str] | None:
     """(the choice for ``signature``, "measured here" or "shipped"), None when nobody measured it."""
-    own = read(path(target)).verdicts.get(signature)
-    if own is not None:
-        return own, MEASURED
-    shipped = read(shipped_path(target)).verdicts.get(signature)
-    return (shipped, SHIPPED) if shipped is not None else None
+    for file, where in _sources(target):
+        found = read(file).verdicts.get(signature)
+        if found is not None:
+            return found, where
+    return None
+
+
+def find_planes(network: str, target: Target) -> tuple[tuple[tuple[int, int], ...], str] | None:
+    """(the resolutions of ``network`` on planes, "measured here" or "shipped"), None when nobody measured it."""
+    for file, where in _sources(target):
+        found = read(file).planes.get(network)
+        if found is not None:
+            return found, where
+    return None
+
+
+def _sources(target: Target) -> tuple[tuple[Path, str], tuple[Path, str]]:
+    return (path(target), MEASURED), (shipped_path(target), SHIPPED)
 
 
 def shipped_path(target: Target) -> Path:
@@ -81,6 +95,7 @@ def read(file: Path) -> Content:
 def _read(file: Path, _time: int, _size: int) -> Content:
     verdicts: dict[str, Plain] = {}
     points: dict[str, dict[str, float]] = {}
+    planes: dict[str, tuple[tuple[int, int], ...]] = {}
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
@@ -88,9 +103,11 @@ def _read(file: Path, _time: int, _size: int) -> Content:
                 verdicts[row["signature"]] = row["choice"]
             elif row["kind"] == "point":
                 points.setdefault(row["signature"], {})[key(row["choice"])] = float(row["cost"])
+            elif row["kind"] == "planes":
+                planes[row["network"]] = tuple((int(height), int(width)) for height, width in row["resolutions"])
         except (ValueError, KeyError, TypeError):
             continue
-    return Content(verdicts, points)
+    return Content(verdicts, points, planes)
 
 
 def append(file: Path, *rows: Mapping[str, Any]) -> None:

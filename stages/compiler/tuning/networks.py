@@ -1,9 +1,9 @@
-"""tune: measure the choices of a network's layers, the most expensive first. Imports torch."""
+"""tune: measure the layout of a network, then the choices of its layers, the most expensive first. Imports torch."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -11,24 +11,15 @@ from stages.compiler import select
 from stages.compiler.api import Build, prepare
 from stages.compiler.kernels.kernel import Placed
 from stages.compiler.target import Target, resolve
+from stages.compiler.tuning.arrangements import tune_arrangements
+from stages.compiler.tuning.request import Request
 from stages.compiler.tuning.search import ENUMERATE
 from stages.compiler.tuning.tuner import Verdict, tune_layers
 from stages.errors import UsageError
-from stages.graph.layer import Graph
 from stages.progress import Progress, Silent
 from stages.schemes.scheme import Scheme
 
 RUNS = 5  # of the network, to learn which layers are expensive
-
-
-@dataclass(frozen=True)
-class Request:
-    """A network to tune, as for compile_model: pruned to ``scheme`` already."""
-
-    module: nn.Module
-    example: Tensor | tuple[Tensor, ...]
-    scheme: Scheme | None = None
-    graph: Graph | None = None
 
 
 def tune(
@@ -41,7 +32,7 @@ def tune(
     progress: Progress | None = None,
     most: int = ENUMERATE,
 ) -> list[Verdict]:
-    """Measure, for about ``minutes`` at most, which tiles run the layers of ``module`` fastest on this machine; every later compilation uses what was found.
+    """Measure, for about ``minutes`` at most, which layout and tiles run ``module`` fastest on this machine; every later compilation uses what was found.
 
     Arguments as of compile_model. At most ``most`` candidates of a layer are measured. Interrupted at any moment and called again, it goes on where it stopped. Returns the verdicts reached by this call.
     Raises UsageError when ``target`` isn't this machine.
@@ -53,8 +44,10 @@ def tune_networks(requests: Sequence[Request], target: str, minutes: float, prog
     """``tune`` for several networks together: a layer that they share is measured once, and the most expensive layer of all comes first."""
     if target != "host":
         raise UsageError(f"Can't measure kernels for '{target}' on this machine.", "Tuning is for target host.")
-    machine = resolve(target)
-    return tune_layers(placed_layers(requests, machine), machine, minutes, progress, most)
+    machine, begin = resolve(target), time.monotonic()
+    layouts = tune_arrangements(requests, machine, minutes, progress)
+    left = minutes - (time.monotonic() - begin) / 60
+    return [*layouts, *tune_layers(placed_layers(requests, machine), machine, left, progress, most)]
 
 
 def placed_layers(requests: Sequence[Request], target: Target) -> list[tuple[Placed, float]]:

@@ -1,12 +1,13 @@
-"""What the best choice for a layer depends on, as one readable line: the key of the tuning database. Imports numpy only."""
+"""What the best choice for a layer, or for the layout of a network, depends on: the keys of the tuning database. Imports numpy only."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import numpy as np
 
-from stages.compiler.ir import Layout
+from stages.compiler.ir import Layout, Program
 from stages.compiler.kernels import matvec
 from stages.compiler.kernels.kernel import Placed
 
@@ -28,6 +29,18 @@ def signature(placed: Placed) -> str | None:
     operands = iter(placed.modes)
     items = [f"{item[0]}-{next(operands, 'full')}" if len(item) == 2 and item[0] in _BINARY else str(item[0]) for item in step.epilogue]
     return f"{step.op} {shape} pitch {_pitch(source)}>{_pitch(out)} {'+'.join(items) or 'plain'} {density(step.weight)}"
+
+
+def network(program: Program) -> str:
+    """A name that networks share whose operations, shapes and density classes are equal, e.g. "1x3x224x224 59d0b6f2a4c1": the input's shape and a digest of the rest."""
+    rows = []
+    for step in program.steps:
+        shapes = [program.values[name].shape for name in (*step.inputs, step.output) if name in program.values]
+        window = [step.attrs.get(key) for key in ("stride", "padding", "dilation")]
+        weight = None if step.weight is None else (step.weight.shape, density(step.weight))
+        rows.append((step.op, shapes, window, weight, [item[0] for item in step.epilogue]))
+    sizes = "+".join("x".join(map(str, shape)) for _, shape in program.inputs)
+    return f"{sizes} {hashlib.sha256(repr(rows).encode()).hexdigest()[:12]}"
 
 
 _BINARY = ("add", "sub", "rsub", "mul", "div", "rdiv")
