@@ -168,7 +168,9 @@ def test_the_shipped_files_are_verdicts_that_this_version_understands() -> None:
     for file in files:
         head, *rows = (json.loads(line) for line in file.read_text().splitlines())
         assert head["kind"] == "device" and head["generation"] == database.GENERATION
-        assert rows and all(row["kind"] == "verdict" and select.decode(row["choice"]) is not None for row in rows)
+        verdicts = [row for row in rows if row["kind"] == "verdict"]
+        assert verdicts and all(select.decode(row["choice"]) is not None for row in verdicts)
+        assert {row["network"] for row in rows if row["kind"] != "verdict"} == set(database.read(file).planes)
 
 
 def test_the_same_choice_has_the_same_code_wherever_it_comes_from() -> None:
