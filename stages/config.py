@@ -184,7 +184,7 @@ class Compile:
     mcpu: str | None = tunable(None, "ARM processor to order instructions for, e.g. cortex-a55; null: generic")
     threads: int = tunable(1, "threads that the compiled network runs on", low=1, high=64)
     tolerance: float = tunable(0.001, "largest error against PyTorch, relative to the largest output", low=0)
-    tune_minutes: float = tunable(0.0, "minutes to spend on measuring which tiles are the fastest here, before compiling; what was found stays in the user's cache", low=0, duration=True, flag="--tune")
+    tune_minutes: float = tunable(0.0, "minutes to spend on measuring which layouts and tiles are the fastest here, before compiling; what was found stays in the user's cache", low=0, duration=True, flag="--tune")
     backend: str = tunable("cpu", "cpu, or opencl: kernels for a phone's GPU, in compile/<target>-opencl/ (dvc repro and npas bench take cpu)", choices=("cpu", "opencl"))
     precision: str = tunable("float32", "numbers in the GPU's memory: float32, or float16 (half the size; sums stay float32); the cpu's are float32", choices=("float32", "float16"))
 
