@@ -61,6 +61,8 @@ def rank(program: Program, target: Target, cost: Callable[[Step, Program, bool, 
         return sum(known[step.output, step.output in on_planes] for step in made.steps)
 
     candidates = _candidates(program, target)
+    if not candidates:
+        return [(0.0, ())]  # nothing to compare
     sets = [chosen for size in range(len(candidates) + 1) for chosen in combinations(candidates, size)]
     return sorted(((total(*_rewritten(program, chosen, target)), chosen) for chosen in sets), key=lambda found: found[0])
 
