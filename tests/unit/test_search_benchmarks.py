@@ -3,6 +3,7 @@
 import itertools
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # benchmarks is no installed package
 
+from benchmarks import regret_chart
 from benchmarks.fast_evaluation import early_stopping, rank_correlation
 from benchmarks.workers import Trial, drawn, simulate
 from stages.search.early_stop import POINTS
@@ -69,3 +71,12 @@ def test_early_stopping_in_retrospect():
     rng = np.random.default_rng(0)
     noise = [row(float(x), float(a)) for x, a in zip(rng.uniform(0.1, 1, 24), rng.uniform(0.9, 1, 24), strict=True)]
     assert early_stopping(noise, 0.99, orders=10)["stopped"] <= early_stopping(noise, 0.8, orders=10)["stopped"]
+
+
+def test_the_curves_of_regret_are_drawn_to_scale():
+    drawn = ElementTree.fromstring(regret_chart.chart({"npas": [0.5, 0.04, 0.0], "random & more": [0.02, 0.02, 0.02]}))
+    lines = [[tuple(map(float, p.split(","))) for p in e.get("points").split()] for e in drawn.iter() if e.tag.endswith("polyline")]
+    x, y = regret_chart.across(0, 3), regret_chart.Axis(0, regret_chart.MOST, regret_chart.HEIGHT - regret_chart.BOTTOM, regret_chart.TOP)
+    assert lines[0] == [(x(2), y(4)), (x(3), y(4)), (x(3), y(0))]  # 50 % is beyond the picture
+    assert {point[1] for point in lines[1]} == {y(2)} and (lines[1][0][0], lines[1][-1][0]) == (x(1), x(3))
+    assert {"npas", "random & more"} <= {e.text for e in drawn.iter()}
