@@ -125,13 +125,13 @@ def searched(folder, phones, say):
 
 
 def test_a_search_loses_nothing_when_a_phone_goes_and_comes_back(phones, tmp_path, monkeypatch):
-    """One phone answers nothing from its 30th command on, for a while; no trial fails, and nothing stays on either."""
+    """One phone answers nothing from its tenth command on, in the middle of its first job, for a while; no trial fails, and nothing stays on either."""
     said: list[str] = []
     phone = phones["adb:A"]
     shell = phone.shell
 
     def breaking(command, timeout_s=10.0):
-        if phone.asked == 30:
+        if phone.asked == 10:
             phone.away = 1.0
             threading.Timer(0.5, lambda: setattr(phone, "away", 0.0)).start()
         return shell(command, timeout_s)
