@@ -8,7 +8,7 @@ within the budget. The budget lets a quarter of the candidates pass. "best 1 %" 
 Strategies run as npas ships them (batch, initial, pool ... of stages.config) and as the search's loop would feed them: what is beyond the budget and its margin has a latency and no accuracy.
 "ilp+singles" knows what each layer's choices do alone, as npas search-scheme estimates it (sensitivity.py): these 17 candidates are its first evaluations.
 --first begins with the uniform candidates that bracket the budget, as npas search-scheme does; without it every strategy begins with nothing.
-Writes benchmarks/results/regret.json, regret.md and regret.svg, the curves. 20 seeds of all strategies take about half an hour of one core.
+Writes benchmarks/results/regret.json, regret.md and regret.svg, the curves. 20 seeds of all strategies take about a quarter of an hour of one core.
 """
 
 from __future__ import annotations
