@@ -27,10 +27,8 @@ from stages.compiler.api import Build, prepare
 from stages.compiler.model import CompiledModel
 from stages.compiler.target import Target, resolve
 from stages.compiler.tuning import database
-from stages.compiler.tuning.arrangements import tune_arrangements
-from stages.compiler.tuning.networks import placed_layers
+from stages.compiler.tuning.networks import tune_for
 from stages.compiler.tuning.request import Request
-from stages.compiler.tuning.tuner import tune_layers
 from stages.devices.probe import host_identity
 from stages.graph import trace
 from stages.progress import Silent
@@ -99,9 +97,9 @@ def compare(names: list[str], asked: list[Request], target: Target, rounds: int)
                 model(x)
                 found.append((time.perf_counter() - before) * 1e3)
         ratios = [a / b for a, b in zip(*samples, strict=True)]
-        changed = sum(a["tile"] != b["tile"] or a["kernel"] != b["kernel"] for a, b in zip(untuned.manifest["kernels"], tuned.manifest["kernels"], strict=True))
+        plain, chosen = ({(k["layer"], k["kernel"], k["tile"]) for k in model.manifest["kernels"]} for model in (untuned, tuned))
         print(
-            f"{name:34}{min(samples[0]):10.3f}{min(samples[1]):10.3f}{min(samples[0]) / min(samples[1]):8.3f}{statistics.median(ratios):8.3f}  {changed} kernels differ",
+            f"{name:34}{min(samples[0]):10.3f}{min(samples[1]):10.3f}{min(samples[0]) / min(samples[1]):8.3f}{statistics.median(ratios):8.3f}  {len(chosen - plain)} kernels differ",
             flush=True,
         )
 
@@ -137,9 +135,7 @@ def main() -> None:
     target = target_for(options.isa)
     asked = requests(names) if options.minutes or options.compare else []
     if options.minutes:
-        begin = time.monotonic()
-        tune_arrangements(asked, target, options.minutes, Lines())
-        tune_layers(placed_layers(asked, target), target, options.minutes - (time.monotonic() - begin) / 60, Lines(), options.most)
+        tune_for(asked, target, options.minutes, Lines(), options.most)
     if options.write:
         print(write(target))
     if options.compare:

@@ -46,5 +46,3 @@ def _depthwise(step: Step, program: Program, on_planes: bool, target: Target) ->
     if on_planes:
         return DEPTHWISE[stride] * planar_depthwise.cycles(out, out[3] + step.attrs["padding"][1], taps, stride, target)
     return DEPTHWISE[stride] * prod(out) * taps / target.lanes * (1.0 if target.fused_narrow else 0.5)
-
-

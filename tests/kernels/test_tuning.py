@@ -26,6 +26,7 @@ from stages.compiler.tuning.harness import Times
 from stages.compiler.tuning.request import Request
 from stages.compiler.tuning.search import explore
 from stages.compiler.tuning.signature import density, network, signature
+from stages.devices.correct import Expected
 from stages.devices.timing import TimingProtocol
 from stages.graph import trace
 from stages.progress import Silent
@@ -245,12 +246,13 @@ def test_the_fastest_layout_wins_and_is_used_from_then_on(fastest: int, monkeypa
     sizes: list[list[list[int]]] = []
 
     class Machine:
-        def measure(self, models: list[Path], values: list[np.ndarray], protocol: TimingProtocol) -> SimpleNamespace:
+        def measure(self, models: list[Path], values: list[np.ndarray], protocol: TimingProtocol, expected: Expected) -> SimpleNamespace:
             loaded = [load_model(path) for path in models]
             if not sizes:
                 sizes.extend(model.manifest["layout"]["planes"] for model in loaded)
             samples = [(1.0 if model.manifest["layout"]["planes"] == sizes[fastest] else 2.0,) * protocol.runs for model in loaded]
-            return SimpleNamespace(samples_ms=samples, outputs=[model(*values) for model in loaded])
+            expected.check([model(*values) for model in loaded])
+            return SimpleNamespace(samples_ms=samples)
 
     monkeypatch.setattr(arrangements, "HostDevice", Machine)
     verdicts = arrangements.tune_arrangements([Request(module, x, scheme)], TARGET, 1.0, Silent())

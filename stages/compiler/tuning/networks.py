@@ -44,18 +44,19 @@ def tune_networks(requests: Sequence[Request], target: str, minutes: float, prog
     """``tune`` for several networks together: a layer that they share is measured once, and the most expensive layer of all comes first."""
     if target != "host":
         raise UsageError(f"Can't measure kernels for '{target}' on this machine.", "Tuning is for target host.")
-    machine, begin = resolve(target), time.monotonic()
-    layouts = tune_arrangements(requests, machine, minutes, progress)
-    left = minutes - (time.monotonic() - begin) / 60
-    return [*layouts, *tune_layers(placed_layers(requests, machine), machine, left, progress, most)]
+    return tune_for(requests, resolve(target), minutes, progress, most)
 
 
-def placed_layers(requests: Sequence[Request], target: Target) -> list[tuple[Placed, float]]:
-    """The layers of all ``requests``, each where it lies, and the milliseconds that it takes as compiled now."""
-    return [found for request in requests for found in _layers(request, target)]
+def tune_for(requests: Sequence[Request], target: Target, minutes: float, progress: Progress, most: int) -> list[Verdict]:
+    """``tune_networks`` for code that this machine can run, whatever it would choose itself."""
+    begin = time.monotonic()
+    layouts = tune_arrangements(requests, target, minutes, progress)
+    layers = [found for request in requests for found in _layers(request, target)]
+    return [*layouts, *tune_layers(layers, target, minutes - (time.monotonic() - begin) / 60, progress, most)]
 
 
 def _layers(request: Request, target: Target) -> list[tuple[Placed, float]]:
+    """The network's layers, each where it lies, and the milliseconds that it takes as compiled now."""
     build = Build(*prepare(request.module, request.example, request.scheme, request.graph), target, threads=1)
     times = build.link().profile(RUNS)
     return [(select.place(step, build.layouts), ms) for step, (_, _, ms) in zip(build.program.steps, times, strict=True)]
