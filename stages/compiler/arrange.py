@@ -2,7 +2,7 @@
 
 All planes of one resolution share a geometry (kernels/planar.py), and the layers of a resolution are alike, so the choice is one per resolution: a handful of yes or no for a network. A set of
 resolutions fixes everything: each step runs on planes where its operand's resolution is in the set and a kernel for planes exists, and a "relayout" step stands where a reader wants the other.
-The estimates rank the sets (rank); tuning/arrangements.py measures the best of them.
+In front of convolutions with stride 2 on planes stands a "space_to_depth" step. The estimates rank the sets (rank); tuning/arrangements.py measures the best of them.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 from stages.compiler.estimate import estimate
-from stages.compiler.ir import Layout, Program, Step
-from stages.compiler.kernels import planar, planar_conv, planar_depthwise, planar_elementwise, planar_pool, planar_strided
+from stages.compiler.ir import Layout, Program, Step, Value
+from stages.compiler.kernels import planar, planar_conv, planar_depthwise, planar_elementwise, planar_pool, space_to_depth
 from stages.compiler.plan import frame
 from stages.compiler.target import Target
 
 Resolution = tuple[int, int]
 Resolutions = tuple[Resolution, ...]
-RULES = {"conv": (planar_conv, planar_strided), "depthwise": (planar_depthwise,), "pool": (planar_pool,), "elementwise": (planar_elementwise,)}  # kernels on planes, by operation
+RULES = {"conv": (planar_conv,), "depthwise": (planar_depthwise,), "pool": (planar_pool,), "elementwise": (planar_elementwise,)}  # kernels on planes, by operation
 MOST = 6  # resolutions, the largest work first, of which all subsets are tried
 
 
@@ -45,7 +45,7 @@ def arrange(program: Program, target: Target, cost: Callable[[Step, Program, boo
 
 def arranged(program: Program, chosen: Resolutions, target: Target) -> Arranged:
     """The arrangement in which the resolutions ``chosen`` run on planes."""
-    rewritten, on_planes = _rewritten(program, chosen, target)
+    rewritten, on_planes = _fold_input(*_rewritten(program, chosen, target))
     return Arranged(rewritten, _geometry(rewritten, on_planes), chosen)
 
 
@@ -105,6 +105,14 @@ def _rewritten(program: Program, chosen: Collection[Resolution], target: Target)
             on_planes.update({twin} if planes else ())
         return twin
 
+    def folded(name: str) -> str:
+        twin = f"{name}:folded"
+        if twin not in values:
+            values[twin] = Value(twin, space_to_depth.shape(values[name].shape))
+            steps.append(Step(twin, "space_to_depth", (name,), twin))
+            on_planes.add(twin)
+        return twin
+
     for step in program.steps:
         name, ins = step.output, step.inputs
         if step.op == "output":  # reads either
@@ -114,10 +122,24 @@ def _rewritten(program: Program, chosen: Collection[Resolution], target: Target)
         if step.op != "input":
             reads_either = step.op == "conv" and not run
             ins = tuple(x if i == 0 and reads_either else wanted(x, run) for i, x in enumerate(ins))
+            if run and step.op == "conv" and step.attrs["stride"] == (2, 2):
+                step, ins = replace(step, attrs={**step.attrs, "folded": True}), (folded(ins[0]), *ins[1:])
         steps.append(replace(step, inputs=ins))
         if run and values[name].shape[2:] != (1, 1):
             on_planes.add(name)
     return replace(program, steps=tuple(steps), values=values), on_planes
+
+
+def _fold_input(program: Program, on_planes: set[str]) -> tuple[Program, set[str]]:
+    """The same, but images that come in only to be folded are folded on their way in (``attrs["folded"]``: their rows and columns)."""
+    steps, gone = list(program.steps), set()
+    for index, step in enumerate(program.steps):
+        readers = program.readers.get(step.output, ())
+        if step.op == "input" and len(readers) == 1 and readers[0].op == "space_to_depth":
+            steps[index] = replace(step, output=readers[0].output, attrs={**step.attrs, "folded": resolution(program, step.output)})
+            gone.add(step.output)
+    kept = tuple(step for step in steps if step.op != "space_to_depth" or step.inputs[0] not in gone)
+    return replace(program, steps=kept, values={name: value for name, value in program.values.items() if name not in gone}), on_planes - gone
 
 
 def _geometry(program: Program, on_planes: Collection[str]) -> dict[str, Layout]:
@@ -125,6 +147,7 @@ def _geometry(program: Program, on_planes: Collection[str]) -> dict[str, Layout]
     pads: dict[Resolution, int] = {}
     for step in program.steps:
         if step.op in ("conv", "depthwise") and step.inputs[0] in on_planes:
-            here = resolution(program, step.inputs[0])
-            pads[here] = max(pads.get(here, 0), *frame(step, program.values[step.inputs[0]], program.values[step.output]))
+            here, source, out = resolution(program, step.inputs[0]), program.values[step.inputs[0]], program.values[step.output]
+            needs = (space_to_depth.frame(step),) if step.attrs.get("folded") else frame(step, source, out)
+            pads[here] = max(pads.get(here, 0), *needs)
     return {name: planar.layout(program.values[name].shape, pads.get(resolution(program, name), 0)) for name in on_planes}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from math import prod
 
 from stages.compiler.ir import Program, Step
-from stages.compiler.kernels import packing, planar, planar_conv, planar_depthwise, planar_strided, winograd_cost
+from stages.compiler.kernels import packing, planar, planar_conv, planar_depthwise, space_to_depth, winograd_cost
 from stages.compiler.target import Target
 from stages.compiler.tiles import Window
 
@@ -22,14 +22,14 @@ def estimate(step: Step, program: Program, on_planes: bool, target: Target) -> f
     if step.op == "relayout":
         floats = prod(program.values[step.output].shape)
         return RELAYOUT[floats > L2_FLOATS] * floats
+    if step.op == "space_to_depth":
+        return space_to_depth.CYCLES * prod(program.values[step.output].shape)
     if step.op == "depthwise":
         return _depthwise(step, program, on_planes, target)
     if step.op != "conv" or program.values[step.output].shape[2:] == (1, 1):
         return 0.0
     assert step.weight is not None
     n, _, h, w = program.values[step.output].shape
-    if on_planes and step.attrs["stride"] != (1, 1):
-        return planar_strided.cycles(step.weight, (n, len(step.weight), h, w), target)
     if on_planes:
         flat = step.weight.reshape(len(step.weight), -1)
         return planar_conv.choose(flat, planar.layout((n, len(flat), h, w), step.attrs["padding"][0]), target)[0]

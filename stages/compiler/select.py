@@ -16,7 +16,7 @@ from stages.errors import UnsupportedOperator
 
 # modules of stages/compiler/kernels, asked in this order
 RULES = (
-    *("boundary", "relayout", "planar_band", "planar_conv", "planar_strided", "planar_depthwise", "planar_pool", "planar_elementwise"),
+    *("space_to_depth", "boundary", "relayout", "planar_band", "planar_conv", "planar_depthwise", "planar_pool", "planar_elementwise"),
     *("depthwise", "winograd", "matvec", "gather", "pool", "layer_norm", "softmax", "elementwise", "copy"),
 )
 # those that can be tuned: Choice (a frozen dataclass of what is tuned, with a ``handicap``), choices(placed, target) -> [(estimated cycles, Choice)], chosen(placed, scheme, target, choice) -> Kernel

@@ -16,7 +16,7 @@ import numpy as np
 
 from stages.compiler.ir import Epilogue, Layout, Step, View, costly, merge
 from stages.compiler.kernels.kernel import Kernel, Placed
-from stages.compiler.kernels.packing import Group, candidates, choose_groups, pack, positions, segments, visits
+from stages.compiler.kernels.packing import Group, candidates, choose_groups, pack, positions, segments, streamed, visits
 from stages.compiler.kernels.units import WANTED, split, units
 from stages.compiler.target import Target
 from stages.compiler.tiles import Tile, Window, chains
@@ -39,6 +39,7 @@ class Spec:
     cols: int
     pixels_outer: bool
     epilogue: Epilogue
+    streamed: bool
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def _kernel(placed: Placed, scheme: LayerScheme, target: Target, choice: Choice,
     dims, x, y, extras = walk(placed)
     groups = segments(weight.shape[0], choice.lanes, choice.vectors, target)
     data, kept = pack(weight, step.bias, groups, offsets(placed), visits(*step.weight.shape[1:]))
-    spec = Spec(dims, x[1:], y, out, extras, _segments(groups), choice.rows, choice.cols, choice.pixels_outer, step.epilogue)
+    spec = Spec(dims, x[1:], y, out, extras, _segments(groups), choice.rows, choice.cols, choice.pixels_outer, step.epilogue, streamed(data["w"], choice.lanes * choice.vectors))
     macs = kept * out.shape[0] * out.shape[2] * out.shape[3]
     label = Tile(choice.rows, choice.cols, choice.lanes, choice.vectors).label
     return Kernel("gather", spec, step, data, label, macs, _reason(scheme, groups, weight.size, kept), units(n.dims for n in _nests(spec)), choice=choice)
@@ -233,6 +234,8 @@ def _micro(
 
     def position(k: Any, chain: int) -> None:
         source = T.Bind(o.idx[k0 + k] + corner)
+        if spec.streamed:
+            tir.fetch_ahead(o.w, w0 + k * group, group)
         weights = [T.Bind(o.w[tir.at(w0 + k * group + v * lanes, lanes)]) for v in range(vectors)]
         for p, (r, c) in enumerate(places):
             value = o.x[source + (r * spec.x[1] + c * spec.x[2])]

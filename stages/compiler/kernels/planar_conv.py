@@ -1,7 +1,7 @@
-"""Convolutions from planes to planes of the same resolution (stride 1): vectors along pixels, a group of filters that share their kept positions, sparsity as data.
+"""Convolutions from planes to planes of the same resolution: vectors along pixels, a group of filters that share their kept positions, sparsity as data.
 
 The same idea as gather.py with the roles exchanged: each kept position is a few vectors of pixels times one weight per filter. Positions lie at a constant distance because all planes of a
-resolution have the same geometry (planar.py), so 3x3 and 5x5 windows are flat walks too.
+resolution have the same geometry (planar.py), so 3x3 and 5x5 windows are flat walks too. So are windows with stride 2 over planes of every second pixel (``attrs["folded"]``, space_to_depth.py).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from stages.compiler.ir import Epilogue, Layout, Shape, Step, costly, round_up
-from stages.compiler.kernels import planar
+from stages.compiler.kernels import planar, space_to_depth
 from stages.compiler.kernels.kernel import Kernel, Placed
-from stages.compiler.kernels.packing import Group, pack
+from stages.compiler.kernels.packing import Group, pack, streamed
 from stages.compiler.kernels.units import split, units
 from stages.compiler.target import Target
 from stages.compiler.tiles import issue
@@ -42,6 +42,7 @@ class Spec:
     pixels_outer: bool
     mask: int  # float of operand b where the mask of the image begins, 0: none
     epilogue: Epilogue
+    streamed: bool
     gate: planar.Operand | None = None
 
 
@@ -97,7 +98,7 @@ def chosen(placed: Placed, scheme: LayerScheme, target: Target, choice: Choice) 
     if gate:
         further = further[:-1]
         data["ptr"] = np.concatenate([data["ptr"], _channels(data["idx"], source)])
-    spec = Spec(source.image, out, further, segments, choice.vectors, choice.pixels_outer, mask, step.epilogue, gate)
+    spec = Spec(source.image, out, further, segments, choice.vectors, choice.pixels_outer, mask, step.epilogue, streamed(data["w"], choice.filters), gate)
     macs = kept * out.shape[0] * out.shape[2] * out.shape[3]
     sizes = "+".join(f"{c}x{f}" for _, c, f in segments)
     reason = f"{scheme.label}: planes, groups of filters {sizes}, {kept} of {flat.size} weights"
@@ -106,16 +107,22 @@ def chosen(placed: Placed, scheme: LayerScheme, target: Target, choice: Choice) 
 
 
 def fits(step: Step, source: Shape, out: Shape, target: Target) -> bool:
-    """Whether a "conv" step keeps the resolution, so that a flat walk does it."""
+    """Whether a flat walk does a "conv" step from images of shape ``source``: it keeps the resolution, or halves it (by a stride of 2 that becomes channels)."""
     assert step.weight is not None
+    if out[3] < target.narrow[-1]:
+        return False
+    if step.attrs["stride"] == (2, 2):
+        return out[2:] == space_to_depth.shape(source)[2:]
     (top, left), dilation, kernel = step.attrs["padding"], step.attrs["dilation"], step.weight.shape[2:]
     centred = top == left and all(2 * top == d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
-    return step.attrs["stride"] == (1, 1) and centred and out[2:] == source[2:] and out[3] >= target.narrow[-1]
+    return step.attrs["stride"] == (1, 1) and centred and out[2:] == source[2:]
 
 
 def _takes(placed: Placed, target: Target) -> bool:
     step = placed.step
-    return step.op == "conv" and planar.suits(placed) and fits(step, placed.inputs[0].shape, placed.output.shape, target)
+    if step.op != "conv" or not planar.suits(placed):
+        return False
+    return bool(step.attrs.get("folded")) or fits(step, placed.inputs[0].shape, placed.output.shape, target)
 
 
 def offsets(placed: Placed) -> np.ndarray:
@@ -123,9 +130,12 @@ def offsets(placed: Placed) -> np.ndarray:
     step, source = placed.step, placed.inputs[0]
     assert step.weight is not None
     _, channels, kh, kw = step.weight.shape
-    rows = np.arange(kh) * step.attrs["dilation"][0] - step.attrs["padding"][0]
+    channel = np.arange(channels)[:, None, None]
+    rows = (np.arange(kh) * step.attrs["dilation"][0] - step.attrs["padding"][0])[:, None]
     cols = np.arange(kw) * step.attrs["dilation"][1] - step.attrs["padding"][1]
-    grid = source.origin + np.arange(channels)[:, None, None] * source.channel + rows[:, None] * source.cols + cols
+    if step.attrs.get("folded"):
+        channel, rows, cols = 4 * channel + 2 * (rows % 2) + cols % 2, rows // 2, cols // 2
+    grid = source.origin + channel * source.channel + rows * source.cols + cols
     return grid.ravel().astype(np.int32)
 
 
@@ -281,6 +291,8 @@ def _micro(o: Any, spec: Spec, shape: tuple[int, int], n: Any, channel: Any, gro
     k0, count, w0 = (T.Bind(o.ptr[group * 3 + i]) for i in range(3))
     with T.serial(0, count) as k:
         source = T.Bind(o.idx[k0 + k] + corner)
+        if spec.streamed:
+            tir.fetch_ahead(o.w, w0 + k * filters, filters)
         pixels = [T.Bind(o.x[tir.at(source + v * lanes, lanes)]) for v in range(vectors)]
         for f in range(filters):
             weight = T.Bind(T.broadcast(o.w[w0 + k * filters + f], lanes))

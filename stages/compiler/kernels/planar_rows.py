@@ -12,19 +12,29 @@ class Row:
 
     def __init__(self, buffer: Any, start: Any, stride: int, lanes: int):
         self.buffer, self.start, self.stride, self.lanes = buffer, start, stride, lanes
-        self._pairs: dict[int, tuple[Any, Any]] = {}
+        self._loaded: dict[int, Any] = {}
+        self._picked: dict[int, Any] = {}
 
     def tap(self, column: int) -> Any:
-        """The vector of input pixels ``column``, ``column + stride``, ... With stride 2, neighbouring columns share two loads."""
+        """The vector of input pixels ``column``, ``column + stride``, ... With stride 2, all columns share three loads: those from 2 on are the first two, shifted."""
         if self.stride == 1:
-            return T.Bind(self.buffer[at(self.start + column, self.lanes)])
-        base = column - column % 2
-        if base not in self._pairs:
-            low, high = (T.Bind(self.buffer[at(self.start + (base + half * self.lanes), self.lanes)]) for half in (0, 1))
-            self._pairs[base] = (low, high)
-        picked = [2 * i + column % 2 for i in range(self.lanes)]
-        return T.Bind(tirx.Shuffle(list(self._pairs[base]), picked))
+            return self._load(column)
+        if column not in self._picked:
+            self._picked[column] = T.Bind(self._pick(column))
+        return self._picked[column]
 
+    def _load(self, column: int) -> Any:
+        if column not in self._loaded:
+            self._loaded[column] = T.Bind(self.buffer[at(self.start + column, self.lanes)])
+        return self._loaded[column]
+
+    def _pick(self, column: int) -> Any:
+        shift, parity = divmod(column, 2)
+        if shift == 0 or 2 * shift > self.lanes:
+            base, every = column - parity, [2 * i + parity for i in range(self.lanes)]
+            return tirx.Shuffle([self._load(base), self._load(base + self.lanes)], every)
+        behind = [self.lanes + 2 * i + parity for i in range(shift)]  # the pixels that move in
+        return tirx.Shuffle([self.tap(parity), self._load(2 * self.lanes)], [*range(shift, self.lanes), *behind])
 
 
 def mask(width: int, lanes: int) -> Any:

@@ -31,6 +31,8 @@ OPERANDS = (
     ("y", "float32"),
     ("s", "float32"),
 )
+AHEAD = 1024  # floats: a page, which is how far the processor's own prefetcher looks
+LINE = 16  # floats of a cache line
 _UNBOUNDED = 1 << 30  # the buffers' sizes are the planner's concern
 
 
@@ -103,6 +105,13 @@ def at(offset: Any, lanes: int) -> Any:
 def store(buffer: Any, offset: Any, value: Any, lanes: int) -> None:
     """``buffer[offset : offset + lanes] = value``."""
     T.buffer_store(buffer, value, [at(offset, lanes)])
+
+
+def fetch_ahead(buffer: Any, offset: Any, count: int) -> None:
+    """Ask for the cache lines of the ``count`` floats that a stream reaches AHEAD floats after ``offset``; beyond its end too, where asking does no harm."""
+    for line in range(0, count, LINE):
+        address = tirx.address_of(buffer[offset + (AHEAD + line)])
+        T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", address, *(tirx.IntImm("int32", n) for n in (0, 3, 1))))  # to read, into every cache, data
 
 
 def widths(count: int, choices: tuple[int, ...]) -> list[tuple[int, int]]:

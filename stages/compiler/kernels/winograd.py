@@ -195,6 +195,8 @@ def _micro(o: Any, shape: Shape, size: int, v: Any, u: Any, q: Any) -> None:
         block = tir.tirx.truncdiv(k, lanes)
         source = T.Bind(v + block * (shape.most * lanes) + tir.tirx.truncmod(k, lanes))
         row = T.Bind(u + k * (vectors * lanes))
+        if shape.streamed:
+            tir.fetch_ahead(o.w, row, vectors * lanes)
         loaded = [T.Bind(o.w[tir.at(row + f * lanes, lanes)]) for f in range(vectors)]
         for p in range(size):
             value = T.Bind(T.broadcast(o.s[source + p * lanes], lanes))
