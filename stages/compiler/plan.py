@@ -10,6 +10,7 @@ from stages.compiler.target import Target
 
 ALIGNMENT = 64
 LINE = 64  # bytes of a cache line
+FRONT = 1 << 14  # bytes at the beginning that hold no Value: bands (kernels/planar_band.py) read rows before a Value's first, and put zeros in their place
 CROWDED = 16  # a pitch of a multiple of so many lines leaves pixels at most 4 of the 64 sets of a first-level cache
 
 
@@ -110,7 +111,7 @@ def plan(program: Program, placed: dict[str, Layout], scratch: int = 0, threads:
 
 
 def _lowest(live: list[tuple[int, int, str]], need: int) -> int:
-    position = 0
+    position = FRONT
     for offset, size, _ in sorted(live):
         if position + need <= offset:
             break

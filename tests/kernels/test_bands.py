@@ -1,4 +1,4 @@
-"""Expansion and depthwise convolution in one kernel: equal to PyTorch at any size, stride, band height and split among threads; and where it is used."""
+"""A convolution and the depthwise one behind it in one kernel: equal to PyTorch at any size, stride, band height and split among threads; and where it is used."""
 
 from __future__ import annotations
 
@@ -67,6 +67,34 @@ def test_equal_to_pytorch(batch, channels, hidden, height, width, kernel, stride
     model = compiled(Inverted(channels, hidden, kernel, stride, activation), batch, channels, height, width, threads=threads, scratch=scratch)
     found = kernels(model)
     assert "planar_band" in found or (width + stride - 1) // stride < 4 or "planar_depthwise" not in found
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    batch=st.integers(1, 2),
+    hidden=st.integers(2, 40),
+    height=st.integers(6, 60),
+    width=st.integers(16, 60),
+    first=st.sampled_from([(1, 2), (3, 1), (3, 2), (5, 1), (7, 2)]),
+    kernel=st.sampled_from([3, 5]),
+    stride=st.sampled_from([1, 2]),
+    threads=st.integers(1, 3),
+    scratch=st.sampled_from([1, 4096, planar_band.SCRATCH]),
+)
+def test_first_layers(batch, hidden, height, width, first, kernel, stride, threads, scratch) -> None:
+    window, step = first
+    stem = nn.Conv2d(3, hidden, window, step, window // 2)
+    deep = nn.Conv2d(hidden, hidden, kernel, stride, kernel // 2, groups=hidden)
+    model = compiled(nn.Sequential(stem, nn.ReLU6(), deep, nn.ReLU6(), nn.Conv2d(hidden, 8, 1)), batch, 3, height, width, threads=threads, scratch=scratch)
+    found = kernels(model)
+    assert "planar_band" in found or "planar_depthwise" not in found
+    assert ("space_to_depth" in found) == (step == 2)
+
+
+def test_no_band_reads_before_the_workspace() -> None:
+    wide = nn.Sequential(nn.Conv2d(3, 8, 7, padding=3), nn.ReLU(), nn.Conv2d(8, 8, 5, padding=2, groups=8), nn.ReLU(), nn.Conv2d(8, 8, 1))
+    assert "planar_band" in kernels(compiled(wide, 1, 3, 8, 300))
+    assert "planar_band" not in kernels(compiled(wide, 1, 3, 8, 3000)), "two rows of 3,003 floats are more than the room before the first Value"
 
 
 def test_blocks_in_a_row_share_scratch_and_save_workspace() -> None:

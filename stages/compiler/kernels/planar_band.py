@@ -1,6 +1,6 @@
-"""A 1x1 convolution and the depthwise one behind it in one kernel, by bands of rows: a group of expanded planes is consumed while it is in the second-level cache, and never written to memory.
+"""A convolution and the depthwise one behind it in one kernel, by bands of rows: a group of expanded planes is consumed while it is in the second-level cache, and never written to memory.
 
-Inverted residuals expand to six times the channels, and at the first resolutions the expanded activation exceeds the cache. Per band of rows and group of filters, the expanded rows (with the
+Inverted residuals expand to six times the channels by a 1x1 convolution, and at the first resolutions the expanded activation exceeds the cache; so does the result of a network's first layer. Per band of rows and group of filters, the expanded rows (with the
 halo that the window needs; bands are high, so little is computed twice) go to scratch memory, in the geometry of planes, and the depthwise convolution reads them there.
 """
 
@@ -31,11 +31,11 @@ class Spec:
     source: Layout
     segments: tuple[tuple[int, int, int], ...]  # (first filter, groups, filters per group)
     vectors: int
-    epilogue: Epilogue  # of the 1x1 convolution
+    epilogue: Epilogue  # of the convolution
     padding: tuple[int, int]
     bands: int
     height: int
-    bias: int  # float of operand b where the biases of the 1x1 convolution begin
+    bias: int  # float of operand b where the biases of the convolution begin
     mask: int  # float of operand b that belongs to the first pixel
     depthwise: planar_depthwise.Spec
 
@@ -64,8 +64,7 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     hidden = planar.layout((out.shape[0], len(expand.weight), *source.shape[2:]), source.border[0])
     flat = expand.weight.reshape(len(expand.weight), -1)
     _, groups, vectors = planar_conv.choose(flat, hidden, target)
-    grid = (source.origin + np.arange(flat.shape[1]) * source.channel).astype(np.int32)
-    data, kept = pack(flat, expand.bias, groups, grid)
+    data, kept = pack(flat, expand.bias, groups, planar_conv.offsets(Placed(expand, (source,), hidden)))
     n, c, h, w = out.shape
     kh, kw = step.weight.shape[2:]
     own = step.weight.reshape(c, -1).ravel()
@@ -88,6 +87,13 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     label = f"{vectors}x{target.lanes} pixels x {segments[0][2]} channels, {rows} rows"
     scratch = 4 * (max(s[2] for s in segments) * spec.plane(target.lanes) + BEYOND)
     return Kernel("planar_band", spec, step, data, label, macs, reason, units(_dims(spec)), scratch)
+
+
+def reach(step: Step, expand: Step, source: Layout) -> int:
+    """Bytes before ``source`` that the first band of the depthwise ``step`` reads: rows of ``expand``'s result above the image are computed like all others, and then replaced by zeros."""
+    back = source.origin - int(planar_conv.offsets(Placed(expand, (source,), source)).min())
+    rows, cols = step.attrs["padding"]
+    return max(0, rows * source.cols + cols + ALIGNED - 1 + back - source.origin) * 4
 
 
 def _height(rows: int, filters: int, cols: int, stride: int, kernel: int) -> int:

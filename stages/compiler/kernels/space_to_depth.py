@@ -74,19 +74,24 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
             planar.zero_outside(o, T.Bind(first + part * out.channel), out, planar.span(out), target.narrow)
             planar.zero_columns(o, T.Bind(first + part * out.channel), out, target.narrow)
         read = T.Bind(spec.source[0] + n * spec.source[1] + c * spec.source[2])
-        for parity in (0, 1):
-            begin = first + (2 * parity * out.channel + out.origin)
-            rows = (spec.size[0] + 1 - parity) // 2
-            with T.serial(0, rows) as y:
-                _row(o, spec, T.Bind(read + (2 * y + parity) * spec.source[3]), T.Bind(begin + y * out.cols), target)
-            if rows < out.shape[2]:
-                for column in (0, 1):
-                    tir.fill(o.y, begin + (column * out.channel + rows * out.cols), out.shape[3], 0.0, target.narrow)
+        pairs, odd = divmod(spec.size[0], 2)
+        with T.serial(0, pairs) as y:  # both rows of a pair: the processor fetches ahead along what is read in order
+            for parity in (0, 1):
+                _row(o, spec, T.Bind(read + (2 * y + parity) * spec.source[3]), T.Bind(first + _begin(spec, parity) + y * out.cols), target)
+        if odd:
+            _row(o, spec, T.Bind(read + 2 * pairs * spec.source[3]), T.Bind(first + _begin(spec, 0) + pairs * out.cols), target)
+            for column in (0, 1):
+                tir.fill(o.y, first + (_begin(spec, 1) + column * out.channel + pairs * out.cols), out.shape[3], 0.0, target.narrow)
 
     def body(o: Any) -> None:
         tir.nest(o, units([_dims(spec)]), _dims(spec), lambda n, c: channel(o, n, c))
 
     return tir.function(name, body, unaligned=("x",) if spec.foreign else ())
+
+
+def _begin(spec: Spec, parity: int) -> int:
+    """The first pixel of the plane of even or odd rows and even columns."""
+    return 2 * parity * spec.out.channel + spec.out.origin
 
 
 def _row(o: Any, spec: Spec, read: Any, write: Any, target: Target) -> None:
