@@ -30,8 +30,8 @@ def pruned(layer: nn.Module, shape: tuple[int, ...], scheme: LayerScheme, thread
 
 
 def row(model: CompiledModel) -> dict[str, Any]:
-    """What the manifest says of the only layer."""
-    (found,) = [k for k in model.manifest["kernels"] if k["kernel"] != "boundary"]
+    """What the manifest says of the only layer, whatever brings its input into shape."""
+    (found,) = [k for k in model.manifest["kernels"] if k["kernel"] not in ("boundary", "space_to_depth")]
     return found
 
 
@@ -118,9 +118,9 @@ def test_patterns_of_single_filters_run_filter_by_filter_on_planes_where_that_pa
         assert found["macs"] == kept * 28 * 28
 
 
-def test_strided_patterns_of_single_filters_run_as_unions_and_the_manifest_counts_them() -> None:
+def test_strided_patterns_of_single_filters_compute_no_more_than_they_keep() -> None:
     model, kept = pruned(nn.Conv2d(64, 64, 3, 2, 1), (1, 64, 28, 28), LayerScheme("keep", "pattern", 8.0, 1))
-    assert row(model)["macs"] > kept * 14 * 14
+    assert row(model)["macs"] == kept * 14 * 14
 
 
 class Mixed(nn.Module):
