@@ -97,7 +97,7 @@ def _kernel(placed: Placed, scheme: LayerScheme, target: Target, choice: Choice,
     dims, x, y, extras = walk(placed)
     groups = segments(weight.shape[0], choice.lanes, choice.vectors, target)
     data, kept = pack(weight, step.bias, groups, offsets(placed), visits(*step.weight.shape[1:]))
-    spec = Spec(dims, x[1:], y, out, extras, _segments(groups), choice.rows, choice.cols, choice.pixels_outer, step.epilogue, streamed(data["w"], choice.lanes * choice.vectors))
+    spec = Spec(dims, x[1:], y, out, extras, _segments(groups), choice.rows, choice.cols, choice.pixels_outer, step.epilogue, streamed(data["w"], choice.lanes * choice.vectors, target))
     macs = kept * out.shape[0] * out.shape[2] * out.shape[3]
     label = Tile(choice.rows, choice.cols, choice.lanes, choice.vectors).label
     return Kernel("gather", spec, step, data, label, macs, _reason(scheme, groups, weight.size, kept), units(n.dims for n in _nests(spec)), choice=choice)

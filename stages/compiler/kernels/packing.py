@@ -85,13 +85,13 @@ def candidates(weight: np.ndarray, dims: tuple[int, int, int], target: Target, w
     return found
 
 
-def streamed(weights: np.ndarray, filters: int) -> bool:
+def streamed(weights: np.ndarray, filters: int, target: Target) -> bool:
     """Whether the packed weights of groups of ``filters`` are worth asking for ahead of their use: they don't stay in the first-level cache, and a position takes a cache line of them at most.
 
     Measured, one Zen 4 core, in whole networks: pruned 1x1 layers of MobileNetV2 at 7x7 68 -> 83 % of the peak, 3x3 layers of ResNet-18 at 7x7 70 -> 81 %; dense layers, in groups of 48
-    filters and more, lose 2 %.
+    filters and more, lose 2 %. Where instructions are what bounds a kernel (Target.issue), nothing is asked for.
     """
-    return weights.nbytes > L1_BYTES and filters <= LINE
+    return weights.nbytes > L1_BYTES and filters <= LINE and not target.issue
 
 
 def _kept(mask: np.ndarray, quantum: int) -> np.ndarray:

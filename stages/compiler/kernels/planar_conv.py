@@ -98,7 +98,7 @@ def chosen(placed: Placed, scheme: LayerScheme, target: Target, choice: Choice) 
     if gate:
         further = further[:-1]
         data["ptr"] = np.concatenate([data["ptr"], _channels(data["idx"], source)])
-    spec = Spec(source.image, out, further, segments, choice.vectors, choice.pixels_outer, mask, step.epilogue, streamed(data["w"], choice.filters), gate)
+    spec = Spec(source.image, out, further, segments, choice.vectors, choice.pixels_outer, mask, step.epilogue, streamed(data["w"], choice.filters, target), gate)
     macs = kept * out.shape[0] * out.shape[2] * out.shape[3]
     sizes = "+".join(f"{c}x{f}" for _, c, f in segments)
     reason = f"{scheme.label}: planes, groups of filters {sizes}, {kept} of {flat.size} weights"

@@ -15,6 +15,7 @@ from tvm.script.ir_builder import tirx as T
 from tvm.tirx.compilation_pipeline import finalize_device_passes
 
 from stages.compiler.ir import Layout
+from stages.compiler.kernels.packing import LINE
 from stages.compiler.kernels.units import outer
 
 # Every kernel has this C signature and then (int32 lo, int32 hi), the range of units to do; operands it doesn't use are null.
@@ -32,7 +33,6 @@ OPERANDS = (
     ("s", "float32"),
 )
 AHEAD = 1024  # floats: a page, which is how far the processor's own prefetcher looks
-LINE = 16  # floats of a cache line
 _UNBOUNDED = 1 << 30  # the buffers' sizes are the planner's concern
 
 

@@ -173,11 +173,11 @@ def _multiply(o: Any, shape: Shape, filters: Any, tiles: int, target: Target) ->
                 tile = T.Bind(p * size + first)
                 v = T.Bind(t * shape.v_pitch + tile * lanes)
                 q = T.Bind(shape.q + t * shape.q_pitch + tile * lanes)
-                _micro(o, shape, size, v, u, q)
+                _micro(o, shape, size, v, u, q, shape.streamed and not target.issue)
 
 
-def _micro(o: Any, shape: Shape, size: int, v: Any, u: Any, q: Any) -> None:
-    """``size`` tiles times one block of filters, all input channels; the sums stay in registers."""
+def _micro(o: Any, shape: Shape, size: int, v: Any, u: Any, q: Any, ahead: bool) -> None:
+    """``size`` tiles times one block of filters, all input channels; the sums stay in registers. ``ahead``: weights are asked for before their use."""
     from stages.compiler.kernels import tir
 
     T = tir.T
@@ -195,7 +195,7 @@ def _micro(o: Any, shape: Shape, size: int, v: Any, u: Any, q: Any) -> None:
         block = tir.tirx.truncdiv(k, lanes)
         source = T.Bind(v + block * (shape.most * lanes) + tir.tirx.truncmod(k, lanes))
         row = T.Bind(u + k * (vectors * lanes))
-        if shape.streamed:
+        if ahead:
             tir.fetch_ahead(o.w, row, vectors * lanes)
         loaded = [T.Bind(o.w[tir.at(row + f * lanes, lanes)]) for f in range(vectors)]
         for p in range(size):
