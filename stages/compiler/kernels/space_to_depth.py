@@ -16,7 +16,7 @@ from stages.compiler.kernels.units import units
 from stages.compiler.target import Target
 from stages.schemes.scheme import LayerScheme
 
-CYCLES = 0.35  # per float, on Zen 4
+CYCLES = 0.5  # per float, on Zen 4
 
 
 @dataclass(frozen=True)
