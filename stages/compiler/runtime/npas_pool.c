@@ -20,6 +20,7 @@ static struct {
   atomic_uint arrived; /* arrivals at meetings, ever: never reset, because somebody may still be leaving the last one */
   unsigned base;       /* arrivals before this run */
   unsigned expected;   /* copies of the job when every thread has this run's */
+  atomic_int cpu[NPAS_MOST_THREADS]; /* where each thread began its latest run */
   int stop;
 } npas_pool = {.run = PTHREAD_MUTEX_INITIALIZER, .sleep = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER};
 
@@ -55,6 +56,28 @@ static void npas_sleep(unsigned seen) {
   pthread_mutex_unlock(&npas_pool.sleep);
 }
 
+/* The scheduler may wake a thread on the processor of the one that woke it, and leave both there: then two threads take as long as one. So a thread that finds itself on the processor of one before it
+   leaves that: it may run only on the others for a moment, and then on all again. */
+static void npas_apart(int thread) {
+#ifdef __linux__
+  int here = sched_getcpu(), shared = 0;
+  for (int other = 0; other < thread; other++) shared |= atomic_load_explicit(&npas_pool.cpu[other], memory_order_relaxed) == here;
+  cpu_set_t allowed, others;
+  if (shared && !sched_getaffinity(0, sizeof allowed, &allowed)) {
+    others = allowed;
+    for (int other = 0; other < thread; other++) {
+      int taken = atomic_load_explicit(&npas_pool.cpu[other], memory_order_relaxed);
+      if (taken >= 0) CPU_CLR((size_t)taken, &others);
+    }
+    if (CPU_COUNT(&others) && !sched_setaffinity(0, sizeof others, &others)) sched_setaffinity(0, sizeof allowed, &allowed);
+    here = sched_getcpu();
+  }
+  atomic_store_explicit(&npas_pool.cpu[thread], here, memory_order_relaxed);
+#else
+  (void)thread;
+#endif
+}
+
 static void *npas_thread(void *number) {
   int thread = (int)(intptr_t)number;
   for (unsigned seen = npas_pool.seen[thread];; seen++) {
@@ -63,7 +86,9 @@ static void *npas_thread(void *number) {
     int stop = npas_pool.stop;
     atomic_fetch_add_explicit(&npas_pool.taken, 1, memory_order_acq_rel);
     if (stop) return NULL;
-    if (thread < job.threads) npas_work(&job, thread);
+    if (thread >= job.threads) continue;
+    npas_apart(thread);
+    npas_work(&job, thread);
   }
 }
 
@@ -90,6 +115,9 @@ static int npas_start(const npas_job *job) {
   npas_pool.job = *job;
   npas_pool.base = atomic_load(&npas_pool.arrived);
   npas_pool.expected += (unsigned)npas_pool.started;
+#ifdef __linux__
+  atomic_store_explicit(&npas_pool.cpu[0], sched_getcpu(), memory_order_relaxed);
+#endif
   npas_announce();
   return 0;
 }

@@ -1,5 +1,8 @@
 /* The whole runtime: a table of steps, run in order, each by all threads. Needs nothing but a clock, and with more than one thread POSIX threads.
    The table, the weights and the manifest are in the generated file that includes this one and defines NPAS_MOST_THREADS. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* which processor a thread is on */
+#endif
 #include <stddef.h>
 #include <stdint.h>
 #include <time.h>
