@@ -157,7 +157,8 @@ def test_a_stale_job_is_ended_and_the_same_job_taken_over(phone, networks):
     while not working and time.monotonic() < end:  # not by left(): the job lasts some seconds, and on a busy machine so does a connection
         time.sleep(0.02)
         working = runners(phone)
-    assert working and len(left(phone)[0]) == 1  # asked once: a process that is just becoming another program has no command line for a moment
+    assert working, left(phone)
+    assert len(left(phone)[0]) == 1  # only folders: a process that is just becoming another program has no command line for a moment
     heard = Heard()
     device = open_device(f"adb:{phone.address}", heard)
     measured = device.measure(networks, [X], slow)
