@@ -8,11 +8,9 @@ Block-punched, blocks of 8, one thread, pinned to one core. Prints the medians, 
 from __future__ import annotations
 
 import argparse
-import copy
 import os
 import statistics
 import sys
-import time
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -20,34 +18,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from benchmarks.peers.networks import build, example
+from benchmarks.peers.networks import pruned
+from benchmarks.rounds import in_rounds
 from stages.compiler import api
 from stages.compiler.target import resolve
-from stages.graph import trace
-from stages.schemes import prune_, uniform_scheme
-
-BLOCK = 8
 
 
 def compare(name: str, rate: float, rounds: int) -> str:
     """One line of the table."""
-    module, x = copy.deepcopy(build(name, 0)), example(0)
-    graph = trace(module, x)
-    scheme = uniform_scheme(graph, "block-punched", rate, BLOCK)
-    prune_(module, scheme)
+    module, x, graph, scheme = pruned(name, rate)
     prepared, fuse = api.prepare(module, x, scheme, graph), api.fuse_bands
     together = api.Build(*prepared, resolve("host"), 1)
     api.fuse_bands = lambda program, *_: program
     apart = api.Build(*prepared, resolve("host"), 1)
     api.fuse_bands = fuse
-    models, values = [together.link(), apart.link()], x.numpy()
-    samples: tuple[list[float], list[float]] = ([], [])
-    for _ in range(rounds):
-        for model, found in zip(models, samples, strict=True):
-            model(values)
-            before = time.perf_counter()
-            model(values)
-            found.append((time.perf_counter() - before) * 1e3)
+    samples = in_rounds([together.link(), apart.link()], x.numpy(), rounds)
     ratio = statistics.median(b / a for a, b in zip(*samples, strict=True))
     times = " | ".join(f"{statistics.median(found):.2f}" for found in samples)
     return f"| {name}, {rate:g}x | {times} | {ratio:.3f} | {together.plan.total / 1e6:.1f} | {apart.plan.total / 1e6:.1f} |"

@@ -13,7 +13,6 @@ Goals (share of the peak, 3x3 and 1x1 layers with at least 64 channels): 75 % on
 from __future__ import annotations
 
 import argparse
-import copy
 import ctypes
 import json
 import os
@@ -31,11 +30,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
-from benchmarks.peers.networks import NETWORKS, build, example
+from benchmarks.peers.networks import NETWORKS, example, pruned
 from stages.compiler import CompiledModel, compile_model
 from stages.compiler.toolchain import host
-from stages.graph import trace
-from stages.schemes import prune_, uniform_scheme
 
 SIZES = (16 << 10, 256 << 10, 8 << 20, 256 << 20)  # bytes: first, second, third level, main memory
 L3_BYTES = 32 << 20
@@ -113,11 +110,7 @@ def goal(weight: Sequence[int], output: Sequence[int]) -> float | None:
 
 def compiled(name: str, dense: bool) -> CompiledModel:
     """The network, pruned at its rate unless ``dense``, checked against PyTorch."""
-    module, x = copy.deepcopy(build(name, 0)), example(0)
-    graph, scheme = trace(module, x), None
-    if not dense:
-        scheme = uniform_scheme(graph, "block-punched", NETWORKS[name], 8)
-        prune_(module, scheme)
+    module, x, graph, scheme = pruned(name, 1.0 if dense else NETWORKS[name])
     return compile_model(module, x, scheme, graph=graph)
 
 

@@ -9,11 +9,9 @@ ratios, which a machine that changes its speed between rounds doesn't move.
 from __future__ import annotations
 
 import argparse
-import copy
 import os
 import statistics
 import sys
-import time
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -21,32 +19,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from benchmarks.peers.networks import NETWORKS, build, example
+from benchmarks.peers.networks import NETWORKS, pruned
+from benchmarks.rounds import in_rounds
 from stages.compiler.api import compile_model
-from stages.graph import trace
-from stages.schemes import Scheme, prune_, uniform_scheme
 
-BLOCK = 8
 THREADS = 2
 
 
 def compare(name: str, rate: float, rounds: int) -> tuple[str, float]:
     """(one line of the table, how many times as fast two threads are)."""
-    module, x = copy.deepcopy(build(name, 0)), example(0)
-    graph = trace(module, x)
-    scheme = uniform_scheme(graph, "block-punched", rate, BLOCK) if rate > 1 else Scheme()
-    prune_(module, scheme)
+    module, x, graph, scheme = pruned(name, rate)
     models = [compile_model(module, x, scheme, graph=graph, threads=threads) for threads in (1, THREADS)]
-    samples: tuple[list[float], list[float]] = ([], [])
-    values = x.numpy()
-    for model in models:
-        model(values)
-    for _ in range(rounds):
-        for model, found in zip(models, samples, strict=True):
-            model(values)  # its own caches, not its neighbour's
-            before = time.perf_counter()
-            model(values)
-            found.append((time.perf_counter() - before) * 1e3)
+    samples = in_rounds(models, x.numpy(), rounds)
     ratio = statistics.median(one / two for one, two in zip(*samples, strict=True))
     times = " | ".join(f"{statistics.median(found):.2f}" for found in samples)
     return f"| {name}{f', {rate:g}x' if rate > 1 else ''} | {times} | {ratio:.2f} |", ratio

@@ -14,7 +14,6 @@ import json
 import os
 import statistics
 import sys
-import time
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -22,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from benchmarks.peers.networks import NETWORKS, build, example
+from benchmarks.peers.networks import BLOCK, NETWORKS, build, example
+from benchmarks.rounds import in_rounds
 from stages.compiler.api import Build, prepare
 from stages.compiler.model import CompiledModel
 from stages.compiler.target import Target, resolve
@@ -33,8 +33,6 @@ from stages.devices.probe import host_identity
 from stages.graph import trace
 from stages.progress import Silent
 from stages.schemes import prune_, uniform_scheme
-
-BLOCK = 8
 
 
 class Lines(Silent):
@@ -89,13 +87,7 @@ def compare(names: list[str], asked: list[Request], target: Target, rounds: int)
         database.find = database.find_planes = lambda name, target: None  # type: ignore[assignment]
         untuned = compiled(request)
         database.find, database.find_planes = find, find_planes
-        x, samples = example(0).numpy(), ([], [])  # type: ignore[var-annotated]
-        for _ in range(rounds):
-            for model, found in zip((untuned, tuned), samples, strict=True):
-                model(x)
-                before = time.perf_counter()
-                model(x)
-                found.append((time.perf_counter() - before) * 1e3)
+        samples = in_rounds((untuned, tuned), example(0).numpy(), rounds)
         ratios = [a / b for a, b in zip(*samples, strict=True)]
         plain, chosen = ({(k["layer"], k["kernel"], k["tile"]) for k in model.manifest["kernels"]} for model in (untuned, tuned))
         print(

@@ -10,10 +10,15 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from stages.graph import Graph
+    from stages.schemes import Scheme
 
 SIZE = 224
 NETWORKS = {
@@ -23,6 +28,7 @@ NETWORKS = {
     "mobilenet_v3_large": 2.0,
     "efficientnet_b0": 2.0,
 }  # name -> pruning rate (the paper's; 2 for the last two)
+BLOCK = 8  # filters that share their kept positions
 FORMAT = 1  # raise it when what is exported changes
 
 
@@ -47,6 +53,18 @@ def build(name: str, seed: int, size: int = SIZE, **options: object) -> nn.Modul
         with torch.no_grad():
             model(torch.randn(8, 3, size, size))
     return model.eval()  # type: ignore[no-any-return]
+
+
+def pruned(name: str, rate: float) -> tuple[nn.Module, torch.Tensor, Graph, Scheme]:
+    """(network, input, graph, scheme) of seed 0, block-punched with BLOCK filters at ``rate`` as in benchmarks/engines.py; left dense at a rate of 1. What compile_model takes."""
+    from stages.graph import trace
+    from stages.schemes import Scheme, prune_, uniform_scheme
+
+    module, x = build(name, 0), example(0)
+    graph = trace(module, x)
+    scheme = uniform_scheme(graph, "block-punched", rate, BLOCK) if rate > 1 else Scheme()
+    prune_(module, scheme)
+    return module, x, graph, scheme
 
 
 def channels_last(model: nn.Module) -> nn.Module:

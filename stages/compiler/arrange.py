@@ -147,7 +147,6 @@ def _geometry(program: Program, on_planes: Collection[str]) -> dict[str, Layout]
     pads: dict[Resolution, int] = {}
     for step in program.steps:
         if step.op in ("conv", "depthwise") and step.inputs[0] in on_planes:
-            here, source, out = resolution(program, step.inputs[0]), program.values[step.inputs[0]], program.values[step.output]
-            needs = (space_to_depth.frame(step),) if step.attrs.get("folded") else frame(step, source, out)
-            pads[here] = max(pads.get(here, 0), *needs)
+            here = resolution(program, step.inputs[0])
+            pads[here] = max(pads.get(here, 0), *frame(step, program.values[step.inputs[0]], program.values[step.output]))
     return {name: planar.layout(program.values[name].shape, pads.get(resolution(program, name), 0)) for name in on_planes}

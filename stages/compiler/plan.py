@@ -60,12 +60,15 @@ def _pitch(value: Value, target: Target) -> int:
 
 
 def frame(step: Step, source: Value, out: Value) -> tuple[int, int, int, int]:
-    """(top, left, bottom, right) pixels beyond the image that a convolution reads."""
+    """(top, left, bottom, right) pixels beyond the image that a convolution reads; for a folded one (arrange.py), pixels beyond ``source``, which space_to_depth made."""
     assert step.weight is not None
     first, behind = [], []
     for axis in (0, 1):
-        pad, span = step.attrs["padding"][axis], step.attrs["dilation"][axis] * (step.weight.shape[2 + axis] - 1)
-        last = (out.shape[2 + axis] - 1) * step.attrs["stride"][axis] + span - pad
+        pad, stride = step.attrs["padding"][axis], step.attrs["stride"][axis]
+        reach = step.attrs["dilation"][axis] * (step.weight.shape[2 + axis] - 1) - pad
+        if step.attrs.get("folded"):
+            pad, reach, stride = -(-pad // 2), reach // 2, 1
+        last = (out.shape[2 + axis] - 1) * stride + reach
         first.append(pad)
         behind.append(max(0, last - source.shape[2 + axis] + 1))
     return (first[0], first[1], behind[0], behind[1])

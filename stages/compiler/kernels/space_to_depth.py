@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from stages.compiler.ir import Layout, Shape, Step, View
+from stages.compiler.ir import Layout, Shape, View
 from stages.compiler.kernels import planar
 from stages.compiler.kernels.kernel import Kernel, Placed
 from stages.compiler.kernels.units import units
@@ -33,13 +33,6 @@ def shape(source: Shape) -> Shape:
     """The shape of the result for images of shape ``source``."""
     n, c, h, w = source
     return (n, 4 * c, -(-h // 2), -(-w // 2))
-
-
-def frame(step: Step) -> int:
-    """Pixels beyond the result that a "conv" step with stride 2 reads on any side."""
-    assert step.weight is not None
-    sides = zip(step.attrs["padding"], step.attrs["dilation"], step.weight.shape[2:], strict=True)
-    return max(max(-(-pad // 2), (d * (k - 1) - pad) // 2, 0) for pad, d, k in sides)
 
 
 def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
