@@ -4,7 +4,8 @@
 #include <sched.h>
 #include <stdatomic.h>
 
-enum { NPAS_SPINS = 4000, NPAS_IDLE_SPINS = 2000 }; /* pauses before the processor is offered to others (some 50 us), and before a waiting thread sleeps */
+enum { NPAS_SPINS = 4000 }; /* pauses before the processor is offered to others (some 50 us) */
+static const double NPAS_IDLE_MILLISECONDS = 0.2; /* before a waiting thread sleeps: waking it takes some 50 us, and one run often follows another */
 
 static void npas_work(const npas_job *job, int thread);
 
@@ -47,9 +48,9 @@ static void npas_meet(const npas_job *job, unsigned meeting) {
 }
 
 static void npas_sleep(unsigned seen) {
-  for (int spins = 0; spins < NPAS_IDLE_SPINS; spins++) {
+  for (double end = npas_now() + NPAS_IDLE_MILLISECONDS; npas_now() < end;) {
     if (atomic_load_explicit(&npas_pool.round, memory_order_acquire) != seen) return;
-    npas_pause();
+    for (int pauses = 0; pauses < 10; pauses++) npas_pause();
   }
   pthread_mutex_lock(&npas_pool.sleep);
   while (atomic_load_explicit(&npas_pool.round, memory_order_acquire) == seen) pthread_cond_wait(&npas_pool.wake, &npas_pool.sleep);
