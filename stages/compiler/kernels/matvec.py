@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,13 @@ from stages.compiler.ir import Epilogue, Layout, View
 from stages.compiler.kernels.gather import offsets, walk
 from stages.compiler.kernels.kernel import Kernel, Placed
 from stages.compiler.kernels.packing import positions, visits
-from stages.compiler.kernels.units import split, units
+from stages.compiler.kernels.units import IDLE, split
 from stages.compiler.target import Target
 from stages.compiler.tiles import shape_of_group
 from stages.schemes.scheme import LayerScheme
 
 MIXED = 1.05  # of what the mask keeps, what four filters at a time keep at most where filters are alike: then no unit along the inputs can be better
-SUMS = 16  # accumulators at most, and half of the registers
+SUMS = (16, 8, 4)  # accumulators of a tile, at most half of the registers: fewer make more tiles, which threads share more evenly
 FEWEST = 32  # filters; fewer make too few sums: the gather kernel splits each into several
 NARROW = 1 << 16  # positions from which an index takes 32 bits
 BANDWIDTH = 10.0  # bytes per cycle from main memory
@@ -88,7 +89,7 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     segments = _choose(matrix != 0, place, order, short, target)
     data, kept = pack(matrix, step.bias, segments, place - base, order, short)
     spec = Spec(x[0] + base, y, placed.output, extras, segments, short, step.epilogue)
-    return Kernel("matvec", spec, step, data, _tile_label(segments[0]), kept, _reason(scheme, segments, matrix.size, kept), units(_dims(spec)))
+    return Kernel("matvec", spec, step, data, _tile_label(segments[0]), kept, _reason(scheme, segments, matrix.size, kept), sum(s.tiles for s in segments))
 
 
 def takes(placed: Placed) -> bool:
@@ -107,10 +108,6 @@ def _reason(scheme: LayerScheme, segments: tuple[Segment, ...], dense: int, kept
     return f"{scheme.label}: {units} {sizes}, {kept} of {dense} weights"
 
 
-def _dims(spec: Spec) -> Iterator[tuple[int, ...]]:
-    return ((s.tiles,) for s in spec.segments)
-
-
 def _choose(mask: np.ndarray, place: np.ndarray, order: np.ndarray, short: bool, target: Target) -> tuple[Segment, ...]:
     """The cheapest division of ``mask`` (filters, positions) into lists of units; ``place`` is in ``order``."""
     quantum = target.narrow[-1]
@@ -119,9 +116,9 @@ def _choose(mask: np.ndarray, place: np.ndarray, order: np.ndarray, short: bool,
         padded = np.zeros((-(-len(mask) // quantum) * quantum, mask.shape[1]), bool)
         padded[: len(mask)] = mask
     quads = np.asarray(padded.reshape(-1, quantum, mask.shape[1]).any(1))
-    most = min(SUMS, target.registers // 2)
     found: list[tuple[float, tuple[Segment, ...]]] = []
-    for size in sorted({lanes * vectors for lanes in target.narrow for vectors in (1, 2, 4)}):
+    sizes = sorted({lanes * vectors for lanes in target.narrow for vectors in (1, 2, 4)})
+    for size, most in product(sizes, {min(sums, target.registers // 2) for sums in SUMS}):
         if size <= len(padded):
             segments = tuple(_by_columns(len(padded), size, most, target))
             steps = [_steps(quads[s.start // quantum :], s, s.filters // quantum) for s in segments]
@@ -163,13 +160,13 @@ def _steps(kept: np.ndarray, s: Segment, rows: int) -> int:
 
 
 def _cost(segments: tuple[Segment, ...], steps: list[int], short: bool, target: Target) -> float:
-    """Cycles: loads, bytes by bandwidth, or the latency of sums, whichever is most."""
+    """Cycles: loads, bytes by bandwidth, or the latency of sums, whichever is most; and what threads wait for each other."""
     total = 0.0
     for s, count in zip(segments, steps, strict=True):
         halves = 2 if s.lanes == target.lanes and target.fused_narrow else 1
         loads = s.vectors * halves + (halves if s.by_rows else 1)
         total += count * s.lists * max(_STEP + 0.5 * loads, (4 * s.unit + (2 if short else 4)) / BANDWIDTH, _LATENCY / s.lists)
-    return total
+    return total * (1 + IDLE / sum(s.tiles for s in segments))
 
 
 def pack(
@@ -230,7 +227,8 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
     def body(o: Any) -> None:
         tir.zero_frame(o, spec.out, target.narrow)
         for segment in spec.segments:
-            tir.nest(o, units(_dims(spec)), (segment.tiles,), lambda tile, s=segment: _tile(o, spec, s, tile, target))
+            with tir.T.serial(*tir.overlap(o, segment.first, segment.tiles)) as tile:
+                _tile(o, spec, segment, tile, target)
 
     return tir.function(name, body)
 

@@ -117,11 +117,12 @@ def zero_outside(o: Any, start: Any, layout: Layout, written: int, choices: tupl
     tir.fill(o.y, start + layout.origin + written, layout.channel - layout.origin - written, 0.0, choices)
 
 
-def zero_columns(o: Any, start: Any, layout: Layout, choices: tuple[int, ...]) -> None:
-    """Zero the frame columns between the rows of the plane at float ``start``, for kernels that store rows."""
+def zero_columns(o: Any, start: Any, layout: Layout, choices: tuple[int, ...], begin: Any = 0, end: Any = None) -> None:
+    """Zero the frame columns behind the rows ``begin`` to ``end`` (all if not given) of the plane at float ``start``, for kernels that store rows; the last row has none."""
     from stages.compiler.kernels import tir
 
     between = layout.cols - layout.shape[3]
     if between and layout.shape[2] > 1:
-        with tir.T.serial(0, layout.shape[2] - 1) as row:
+        last = layout.shape[2] - 1
+        with tir.T.serial(begin, last if end is None else tir.tirx.min(end, last)) as row:
             tir.fill(o.y, start + (layout.origin + layout.shape[3]) + row * layout.cols, between, 0.0, choices)

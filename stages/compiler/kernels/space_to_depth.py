@@ -17,6 +17,7 @@ from stages.compiler.target import Target
 from stages.schemes.scheme import LayerScheme
 
 CYCLES = 0.5  # per float, on Zen 4
+BAND = 8  # pairs of rows that are one unit of work
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,9 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     return Kernel("space_to_depth", spec, step, {}, "", 0, f"{'NCHW' if foreign else 'planes'} to planes of every second pixel", units([_dims(spec)]))
 
 
-def _dims(spec: Spec) -> tuple[int, int]:
-    return (spec.out.shape[0], spec.out.shape[1] // 4)
+def _dims(spec: Spec) -> tuple[int, int, int]:
+    """Images, channels, bands of pairs of rows: an image has few channels, and threads want shares that are alike."""
+    return (spec.out.shape[0], spec.out.shape[1] // 4, max(1, -(-(spec.size[0] // 2) // BAND)))
 
 
 def emit(spec: Spec, name: str, target: Target) -> Any:
@@ -61,23 +63,26 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
 
     T, out = tir.T, spec.out
 
-    def channel(o: Any, n: Any, c: Any) -> None:
+    def band(o: Any, n: Any, c: Any, number: Any) -> None:
         first = T.Bind(n * out.image + 4 * c * out.channel)
-        with T.serial(0, 4) as part:
-            planar.zero_outside(o, T.Bind(first + part * out.channel), out, planar.span(out), target.narrow)
-            planar.zero_columns(o, T.Bind(first + part * out.channel), out, target.narrow)
         read = T.Bind(spec.source[0] + n * spec.source[1] + c * spec.source[2])
         pairs, odd = divmod(spec.size[0], 2)
-        with T.serial(0, pairs) as y:  # both rows of a pair: the processor fetches ahead along what is read in order
+        with T.If(number == 0), T.Then():
+            with T.serial(0, 4) as part:
+                planar.zero_outside(o, T.Bind(first + part * out.channel), out, planar.span(out), target.narrow)
+            if odd:
+                _row(o, spec, T.Bind(read + 2 * pairs * spec.source[3]), T.Bind(first + _begin(spec, 0) + pairs * out.cols), target)
+                for column in (0, 1):
+                    tir.fill(o.y, first + (_begin(spec, 1) + column * out.channel + pairs * out.cols), out.shape[3], 0.0, target.narrow)
+        begin = T.Bind(number * BAND)
+        with T.serial(0, 4) as part:
+            planar.zero_columns(o, T.Bind(first + part * out.channel), out, target.narrow, begin, begin + BAND)
+        with T.serial(begin, tir.tirx.min(begin + BAND, pairs)) as y:  # both rows of a pair: the processor fetches ahead along what is read in order
             for parity in (0, 1):
                 _row(o, spec, T.Bind(read + (2 * y + parity) * spec.source[3]), T.Bind(first + _begin(spec, parity) + y * out.cols), target)
-        if odd:
-            _row(o, spec, T.Bind(read + 2 * pairs * spec.source[3]), T.Bind(first + _begin(spec, 0) + pairs * out.cols), target)
-            for column in (0, 1):
-                tir.fill(o.y, first + (_begin(spec, 1) + column * out.channel + pairs * out.cols), out.shape[3], 0.0, target.narrow)
 
     def body(o: Any) -> None:
-        tir.nest(o, units([_dims(spec)]), _dims(spec), lambda n, c: channel(o, n, c))
+        tir.nest(o, units([_dims(spec)]), _dims(spec), lambda n, c, number: band(o, n, c, number))
 
     return tir.function(name, body, unaligned=("x",) if spec.foreign else ())
 

@@ -63,6 +63,11 @@ def nest(o: Any, total: int, dims: Sequence[int], body: Callable[..., None]) -> 
         _inner(list(dims[flat:]), _decoded(unit, dims[:flat]), body)
 
 
+def overlap(o: Any, first: int, count: int) -> tuple[Any, Any]:
+    """(begin, end) of the call's share lo..hi of the units among ``count`` that come one after another, ``first`` units behind the kernel's first."""
+    return tuple(T.Bind(tirx.max(0, tirx.min(count, bound - first))) for bound in (o.lo, o.hi))
+
+
 def _decoded(unit: Any, dims: Sequence[int]) -> list[Any]:
     """The loop indices of a flattened unit, outermost first; loops of one round cost nothing."""
     found: list[Any] = []

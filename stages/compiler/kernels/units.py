@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from math import prod
 
 WANTED = 32  # units per nest where there are as many: enough that a few threads end together
+IDLE = 0.3  # of a unit's time, what a few threads lose on average because the last ones wait
 
 
 def outer(dims: Sequence[int]) -> int:

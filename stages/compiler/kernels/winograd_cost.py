@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from stages.compiler.kernels import packing
-from stages.compiler.kernels.units import split
+from stages.compiler.kernels.units import IDLE, split
 from stages.compiler.kernels.winograd_shape import Blocking, Shape, panel
 from stages.compiler.target import Target
 from stages.compiler.tiles import cycles
@@ -37,7 +37,6 @@ MEMORY = 9.0  # bytes per cycle of weights from main memory, read in order
 OVERLAP = 0.85  # of memory and arithmetic, the share of the shorter that hides behind the longer; with one or four vectors a row the processor's prefetching was seen to fail
 L3_BYTES = 16 << 20  # weights that fit stay near from one block of tiles to the next
 SCRATCH = 8 << 20  # bytes that a thread may use
-IDLE = 0.3  # of a unit's time, what a few threads lose on average because the last ones wait
 
 
 def choose(
