@@ -34,6 +34,14 @@ def left(phone):
     return folders, runners(phone)
 
 
+def story(phone):
+    """What the phone can tell about its jobs."""
+    device = open_device(f"adb:{phone.address}")
+    text = device._held().shell("cd /data/local/tmp/npas-* && ls -l && date && for f in pid rc stderr events; do echo $f; tail -n 3 $f; done 2>&1; ps 2>&1")[1]
+    device.close()
+    return text
+
+
 def runners(phone):
     """Runners at work."""
     return [line for line in phone.processes() if "runner" in line]
@@ -152,12 +160,14 @@ def test_a_stale_job_is_ended_and_the_same_job_taken_over(phone, networks):
         patch.undo()
         device.close()
 
+    begun = time.monotonic()
     abandoned(slow)
-    working, end = runners(phone), time.monotonic() + 20
+    gone = time.monotonic()
+    working, end = runners(phone), gone + 20
     while not working and time.monotonic() < end:  # not by left(): the job lasts some seconds, and on a busy machine so does a connection
         time.sleep(0.02)
         working = runners(phone)
-    assert working, left(phone)
+    assert working, f"abandoned after {gone - begun:.1f} s\n{story(phone)}"
     assert len(left(phone)[0]) == 1  # only folders: a process that is just becoming another program has no command line for a moment
     heard = Heard()
     device = open_device(f"adb:{phone.address}", heard)
