@@ -1,6 +1,7 @@
 """How a kernel's loops are divided: into tiles, blocks of channels, and among threads: the outermost loops are flattened into units, and a call does a range of them. Imports nothing.
 
-Every nest of loops of a kernel maps the call's range onto its own units by the same rule, so any split of 0..units into ranges covers each nest exactly once.
+Every nest of loops of a kernel maps the call's range onto its own units by the same rule, so any split of 0..units into ranges covers each nest exactly once. Nests of few units come one after
+another instead (tir.overlap): by the rule the last thread would get the odd one of each.
 """
 
 from __future__ import annotations
