@@ -40,10 +40,11 @@ mv rc.new rc
 _KILL = """d=$(cd {folder} 2>/dev/null && pwd -P) && for p in $(cat $d/pid 2>/dev/null); do
   [ "$(readlink /proc/$p/cwd)" = "$d" ] && kill -9 $p
 done; true"""
+# What goes on by itself ignores the hang-up from its first step on: the link may be lost after any of them, and nobody begins the job again. And all of it has left the
+# command's terminal: adb waits until nobody holds that, which would last as long as the job where the hang-up is ignored.
 _START = """cd {folder} || exit 1
-apart=
-for tool in nohup setsid; do command -v $tool > /dev/null && apart="$apart $tool"; done
-mkdir started 2>/dev/null && $apart sh ./job.sh < /dev/null > /dev/null 2>&1 &
+command -v setsid > /dev/null && apart=setsid || apart=
+{{ trap '' HUP; mkdir started && exec $apart sh ./job.sh; }} < /dev/null > /dev/null 2>&1 &
 i=0
 while [ ! -s pid ] && [ $i -lt {tenths} ]; do sleep 0.1; i=$((i+1)); done
 [ -s pid ]"""

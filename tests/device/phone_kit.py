@@ -35,6 +35,7 @@ class FolderPhone:
     """What stages.devices.adb.Connection offers, on the folder ``root``. ``faults``: numbers of the commands (counted from 1) whose answer gets lost."""
 
     transport = "folder"
+    sh = "sh"  # its shell
 
     def __init__(self, root: Path, name: str = "folder"):
         self.root, self.name = root, name
@@ -56,7 +57,7 @@ class FolderPhone:
     def shell(self, command: str, timeout_s: float = 10.0) -> Result:
         self.asked += 1
         self.log.append(command)
-        done = subprocess.run(["sh", "-c", command], env=os.environ | {"PATH": f"{self.tools}:/usr/bin:/bin"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout_s)
+        done = subprocess.run([self.sh, "-c", command], env=os.environ | {"PATH": f"{self.tools}:/usr/bin:/bin"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout_s)
         self._lose()
         return Result(done.returncode, done.stdout.decode())
 

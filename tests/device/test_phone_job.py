@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -84,6 +85,24 @@ def test_a_phone_that_stays_away_goes_on_and_is_found_again(phone, networks, mon
     monkeypatch.setattr(android, "_wait", wait)
     assert len(phone.device(said).measure(networks, [X], QUICK).samples_ms[0]) == 12
     assert any("taking over" in line for line in said) and phone.jobs() == []
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash", "mksh"])
+def test_the_command_that_starts_a_job_does_not_last_as_long(phone, tmp_path, monkeypatch, shell):
+    """Not even where nobody hangs up on the shell that starts it. This job lasts until it has been looked at."""
+    if not shutil.which(shell):
+        pytest.skip(f"no {shell}")
+    phone.sh = shell
+    wait, looks = android._wait, []
+
+    def looking(job, *rest):
+        looks.append(job.look())
+        (phone.jobs()[0] / "seen").touch()
+        return wait(job, *rest)
+
+    monkeypatch.setattr(android, "_wait", looking)
+    measured = phone.device().measure(linked(tmp_path / "linked", model=c_source(2.0, body='while (access("seen", F_OK)) usleep(1000);')), [X], QUICK)
+    assert [(look.rc, look.alive) for look in looks] == [(None, True)] and len(measured.samples_ms[0]) == 12
 
 
 def test_files_that_never_arrive_whole_leave_nothing_and_promise_nothing(phone, networks, monkeypatch):

@@ -102,6 +102,21 @@ def test_adbd_killed_in_mid_run(device, phone, networks, monkeypatch):
     assert len(measured.samples_ms[0]) == RUNS and measured.conditions.link["losses"] >= 1
 
 
+MKDIR = """rm /system/bin/mkdir && cat > /system/bin/mkdir <<'E' && chmod 755 /system/bin/mkdir
+#!/bin/sh
+/usr/bin/toybox mkdir "$@" || exit
+[ "$1" != started ] || kill -HUP 0
+E"""
+
+
+def test_a_link_lost_as_the_job_starts(device, phone, networks):
+    """When a link goes, its shell and all that this has begun is hung up on: here when the job counts as started and isn't. It starts all the same, for nobody would start it again."""
+    assert device._held().shell(MKDIR) == (0, "")
+    measured = device.measure(networks, [X], QUICK)
+    assert len(measured.samples_ms[0]) == 12 and measured.conditions.link["losses"] == 1
+    assert left(phone) == ([], [])
+
+
 def test_a_program_that_may_not_be_executed(device, phone, networks, monkeypatch):
     push = type(device._held().connection).push
     monkeypatch.setattr("stages.devices.adb.connection.Connection.push", lambda self, local, remote, progress=None, mode=0o644: push(self, local, remote, progress, 0o644))

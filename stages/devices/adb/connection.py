@@ -39,7 +39,7 @@ class Result:
 
 
 class Connection:
-    """One phone. Any method raises DeviceLost (exit 6) when the link goes; then ``reconnect`` and ask again. Programs that outlive a command must be detached (nohup setsid)."""
+    """One phone. Any method raises DeviceLost (exit 6) when the link goes; then ``reconnect`` and ask again. Programs that outlive a command must ignore SIGHUP and hold none of its terminal."""
 
     def __init__(self, link: Link, progress: Progress | None = None, dialog_seconds: float = DIALOG_SECONDS):
         self._link, self._progress = link, progress or Silent()
