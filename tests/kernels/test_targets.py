@@ -69,6 +69,8 @@ def cpuinfo(flags: str, vendor: str = "GenuineIntel", family: str = "6") -> dict
 def test_x86_processors_are_told_apart() -> None:
     wide = "avx2 fma avx512f avx512bw avx512vl avx512dq"
     assert target._x86(cpuinfo(wide)).mcpu == "skylake-avx512"
+    xeon = target._x86(cpuinfo(f"{wide} amx_tile"))
+    assert (xeon.mcpu, xeon.reach.far < target.Reach().far) == ("sapphirerapids", True)  # with AMX: a server, whose memory is far away
     zen4 = target._x86(cpuinfo(wide, "AuthenticAMD", "25"))
     assert (zen4.mcpu, zen4.lanes, zen4.fused_narrow) == ("znver4", 16, True)
     assert not target._x86(cpuinfo(wide, "AuthenticAMD", "26")).fused_narrow
