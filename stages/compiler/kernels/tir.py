@@ -33,6 +33,7 @@ OPERANDS = (
     ("s", "float32"),
 )
 AHEAD = 1024  # floats: a page, which is how far the processor's own prefetcher looks
+FIRST_LEVEL, SECOND_LEVEL = 3, 2  # of caches, as LLVM counts them
 _UNBOUNDED = 1 << 30  # the buffers' sizes are the planner's concern
 
 
@@ -112,11 +113,21 @@ def store(buffer: Any, offset: Any, value: Any, lanes: int) -> None:
     T.buffer_store(buffer, value, [at(offset, lanes)])
 
 
+def fetch(buffer: Any, offset: Any, level: int) -> None:
+    """Ask for the cache line of the float ``offset``, to read it from the cache of ``level`` later; beyond the buffer's end too, where asking does no harm."""
+    T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", tirx.address_of(buffer[offset]), *(tirx.IntImm("int32", n) for n in (0, level, 1))))
+
+
 def fetch_ahead(buffer: Any, offset: Any, count: int) -> None:
-    """Ask for the cache lines of the ``count`` floats that a stream reaches AHEAD floats after ``offset``; beyond its end too, where asking does no harm."""
+    """Ask for the cache lines of the ``count`` floats that a stream reaches AHEAD floats after ``offset``."""
     for line in range(0, count, LINE):
-        address = tirx.address_of(buffer[offset + (AHEAD + line)])
-        T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", address, *(tirx.IntImm("int32", n) for n in (0, 3, 1))))  # to read, into every cache, data
+        fetch(buffer, offset + (AHEAD + line), FIRST_LEVEL)
+
+
+def fetch_evenly(buffer: Any, offset: Any, k: Any, pace: int) -> None:
+    """Ask, in round ``k`` of a loop, for the lines of the ``pace`` floats that are its share of what begins at ``offset`` and is needed after the loop: the second-level cache has room for it."""
+    for line in range(0, pace, LINE):
+        fetch(buffer, offset + (k * pace + line), SECOND_LEVEL)
 
 
 def widths(count: int, choices: tuple[int, ...]) -> list[tuple[int, int]]:

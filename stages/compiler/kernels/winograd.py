@@ -1,16 +1,20 @@
 """Dense 3x3 convolutions with stride 1 by Winograd's method F(m x n, 3 x 3) with m, n from 2 to 6: 2.25 to 5 times fewer multiplications than the direct sum.
 
 A block of tiles (m x n results each, (m + 2)(n + 2) inputs) at a time: transformed inputs V and products Q stay in the thread's scratch memory, small enough for the second-level cache.
-For each of the (m + 2)(n + 2) places t of the transform domain a matrix product Q[t] = V[t] U[t]; U, the transformed weights, is made in double precision at compile time.
+For each of the (m + 2)(n + 2) places t of the transform domain a matrix product Q[t] = V[t] U[t]. U, the transformed weights, is made in double precision at compile time; or, a chunk of input
+channels at a time, at run time: U has 1.8 to 7 times as many floats as the weights, and where these come from beyond the second-level cache for a few tiles, reading takes longer than computing.
 Lavin and Gray, "Fast algorithms for convolutional neural networks", 2016.
 
-Scratch: V[t][block of ``lanes`` input channels][tile][lane], Q[t][vector of filters][tile][lane], constants. Weights: U[block of filters][t][input channel][filter of the block].
+Scratch: V[block of ``lanes`` input channels][t][tile][lane], Q[t][vector of filters][tile][lane], U[block of input channels][t][input channel of the block][filter of the block] if made at run time,
+constants. What a transform writes lies within a few pages: some processors know the addresses of 16 pages for stores.
+Weights: U[block of filters][t][input channel][filter of the block], or as they are: [block of filters][input channel][9][filter of the block].
 Rounding (512 random inputs, outputs of rms 1, against float64), largest / rms: F(2x2) 5e-6 / 7e-7, F(4x2) 2e-5 / 2e-6, F(4x4) 1e-4 / 4e-6, F(5x5) and F(6x6) 2e-4 / 8e-6; the direct
 sum 2e-5 / 1e-6. 64 inputs have a third of that.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +24,7 @@ from stages.compiler.ir import Epilogue, Layout, View
 from stages.compiler.kernels.kernel import Kernel, Placed
 from stages.compiler.kernels.units import split
 from stages.compiler.kernels.winograd_cost import PREFERENCE, choose, direct, estimate, options
-from stages.compiler.kernels.winograd_shape import Blocking, Shape, panel
+from stages.compiler.kernels.winograd_shape import TOGETHER, Blocking, Shape, panel
 from stages.compiler.kernels.winograd_transforms import TAPS, weight_transform
 from stages.compiler.target import Target
 from stages.schemes.scheme import LayerScheme
@@ -78,7 +82,7 @@ def chosen(placed: Placed, scheme: LayerScheme, target: Target, choice: Choice) 
     """The kernel with one of ``choices``."""
     assert placed.step.weight is not None
     (n, filters, h, w), channels = placed.output.shape, placed.step.weight.shape[1]
-    shape = Shape((n, h, w), channels, filters, Blocking(choice.rows, choice.cols, choice.tiles, choice.lanes, choice.vectors))
+    shape = Shape((n, h, w), channels, filters, Blocking(choice.rows, choice.cols, choice.tiles, choice.lanes, choice.vectors, choice.chunk))
     return kernel(placed, shape, f"{scheme.label}: Winograd {label(shape)}, measured to be the fastest")
 
 
@@ -93,7 +97,7 @@ def _takes(placed: Placed) -> bool:
 def _choice(shape: Shape) -> Choice:
     """Of blocks that are larger than the image, the one that just covers it stands for all."""
     b = shape.blocking
-    return Choice(b.rows, b.cols, min(b.tiles, shape.tiles), b.lanes, b.vectors)
+    return Choice(b.rows, b.cols, min(b.tiles, shape.tiles), b.lanes, b.vectors, shape.chunk)
 
 
 def label(shape: Shape) -> str:
@@ -108,23 +112,26 @@ def kernel(placed: Placed, shape: Shape, reason: str) -> Kernel:
     padding = step.attrs["padding"]
     origin = source.origin - padding[0] * source.row - padding[1] * source.pitch
     spec = Spec(shape, (origin, source.image, source.row, source.pitch), out, placed.extras, step.epilogue)
-    tile = f"{label(shape)} {shape.most} tiles x {shape.wide} channels"
+    tile = f"{label(shape)} {shape.most} tiles x {shape.wide} channels{f', weights by {shape.chunk} inputs' if shape.chunk else ''}"
     macs = step.weight.size * out.shape[0] * out.shape[2] * out.shape[3]
     return Kernel("winograd", spec, step, pack(step.weight, step.bias, shape), tile, macs, reason, shape.units, shape.scratch, _choice(shape))
 
 
 def pack(weight: np.ndarray, bias: np.ndarray, shape: Shape) -> dict[str, np.ndarray]:
-    """The arrays w and b: transformed weights in the order in which the products read them, filters filled up with zeros."""
+    """The arrays w and b: weights in the order in which they are read, transformed unless that is done at run time; filters filled up with zeros."""
     blocks, wide = shape.filter_blocks, shape.wide
     padded = np.zeros((blocks * wide, shape.channels * TAPS * TAPS), np.float32)
     padded[: shape.filters] = weight.reshape(shape.filters, -1)
-    taps = padded.reshape(blocks, wide, shape.channels, TAPS * TAPS).transpose(0, 3, 2, 1)
+    taps = padded.reshape(blocks, wide, shape.channels, TAPS * TAPS)
+    shift = np.zeros(blocks * wide, np.float32)
+    shift[: shape.filters] = bias
+    if shape.chunk:
+        return {"w": taps.transpose(0, 2, 3, 1).ravel(), "b": shift}
+    taps = taps.transpose(0, 3, 2, 1)
     matrix = weight_transform(shape.blocking.m)
     packed = np.empty((blocks, shape.places, shape.channels * wide), np.float32)
     for block in range(blocks):
         packed[block] = matrix @ taps[block].reshape(TAPS * TAPS, -1).astype(np.float64)
-    shift = np.zeros(blocks * wide, np.float32)
-    shift[: shape.filters] = bias
     return {"w": packed.ravel(), "b": shift}
 
 
@@ -146,62 +153,98 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
             first = T.Bind(block * size - (tir.tirx.max(block - longer, 0) if shorter else 0))
             with T.If(tir.tirx.Or(unit == o.lo, filters == 0)), T.Then(), T.serial(0, count) as i:
                 winograd_tiles.transform_input(o, shape, spec.x, first + i, i, target)
-            if shorter:
+
+            def products(channel: Any, channels: Any, begun: bool) -> None:
+                if not shorter:
+                    _multiply(o, shape, (filters, channel, channels, begun), size, target)
+                    return
                 with T.If(block < longer):
                     with T.Then():
-                        _multiply(o, shape, filters, size, target)
+                        _multiply(o, shape, (filters, channel, channels, begun), size, target)
                     with T.Else():
-                        _multiply(o, shape, filters, shorter[0][0], target)
+                        _multiply(o, shape, (filters, channel, channels, begun), shorter[0][0], target)
+
+            if shape.chunk:
+                _by_chunks(o, shape, filters, products, target)
             else:
-                _multiply(o, shape, filters, size, target)
+                products(0, shape.channels, False)
             with T.serial(0, count) as i:
                 winograd_tiles.transform_output(o, shape, (spec.out.view, spec.extras, spec.epilogue), filters, first + i, i, target)
 
     return tir.function(name, body)
 
 
-def _multiply(o: Any, shape: Shape, filters: Any, tiles: int, target: Target) -> None:
-    """Q[t] = V[t] U[t] for all places, ``tiles`` tiles and one block of filters."""
+def _by_chunks(o: Any, shape: Shape, filters: Any, products: Callable[[Any, Any, bool], None], target: Target) -> None:
+    """All chunks of input channels, one after the other: their weights are transformed, their ``products(first channel, channels, whether there are sums to add to)`` computed."""
+    from stages.compiler.kernels import tir, winograd_tiles
+
+    T = tir.T
+    several = shape.chunk < shape.channels
+    if several:
+        tir.fill(o.s, shape.q, shape.places * shape.q_pitch, 0.0, target.narrow)
+    with T.serial(0, -(-shape.channels // shape.chunk)) as number:
+        channel = T.Bind(number * shape.chunk)
+        channels = T.Bind(tir.tirx.min(shape.chunk, shape.channels - channel)) if shape.channels % shape.chunk else shape.chunk
+        with T.serial(0, channels) as k, T.serial(0, shape.blocking.vectors) as f:
+            winograd_tiles.transform_weights(o, shape, filters * shape.channels + channel + k, k, f)
+        products(channel, channels, several)
+
+
+def _multiply(o: Any, shape: Shape, part: tuple[Any, Any, Any, bool], tiles: int, target: Target) -> None:
+    """Q[t] = V[t] U[t] for all places, ``tiles`` tiles and ``part``: (block of filters, first input channel, input channels, whether Q[t] is added to)."""
     from stages.compiler.kernels import tir
 
     T = tir.T
-    lanes = shape.blocking.lanes
+    lanes, (filters, channel, channels, begun) = shape.blocking.lanes, part
     with T.serial(0, shape.places) as t:
-        u = T.Bind((filters * shape.places + t) * (shape.channels * shape.wide))
-        for size, first, count in split(tiles, panel(shape.blocking.vectors, target)):
+        u = T.Bind(shape.u + t * shape.u_pitch if shape.chunk else (filters * shape.places + t) * shape.u_pitch)
+        ahead = T.Bind((filters * shape.channels + channel + channels) * (TAPS * TAPS * shape.wide) + t * (shape.chunk * _pace(shape))) if shape.chunk else None
+        for number, (size, first, count) in enumerate(split(tiles, panel(shape.blocking.vectors, target))):
             with T.serial(0, count) as p:
                 tile = T.Bind(p * size + first)
                 v = T.Bind(t * shape.v_pitch + tile * lanes)
                 q = T.Bind(shape.q + t * shape.q_pitch + tile * lanes)
-                _micro(o, shape, size, v, u, q, shape.streamed and not target.issue)
+                _micro(o, shape, size, (v, u, q), (channel, channels, begun), None if number else ahead, target)
 
 
-def _micro(o: Any, shape: Shape, size: int, v: Any, u: Any, q: Any, ahead: bool) -> None:
-    """``size`` tiles times one block of filters, all input channels; the sums stay in registers. ``ahead``: weights are asked for before their use."""
+def _pace(shape: Shape) -> int:
+    """Floats of the next chunk's weights that are asked for with each input channel of each place, so that they come while this chunk's products are computed."""
+    return -(-TAPS * TAPS * shape.wide // shape.places)
+
+
+def _micro(o: Any, shape: Shape, size: int, places: tuple[Any, Any, Any], part: tuple[Any, Any, bool], ahead: Any, target: Target) -> None:
+    """``size`` tiles times one block of filters for the input channels of ``part``; the sums stay in registers. ``places``: first floats of V, U and Q; ``ahead``: of what to ask for meanwhile."""
     from stages.compiler.kernels import tir
 
     T = tir.T
     lanes, vectors = shape.blocking.lanes, shape.blocking.vectors
+    (v, u, q), (channel, channels, begun) = places, part
     sums = T.alloc_buffer((size * vectors * lanes,), "float32", scope="local")
+    weights = o.s if shape.chunk else o.w
 
     def slot(p: int, f: int) -> Any:
         return tir.at((p * vectors + f) * lanes, lanes)
 
+    def product(p: int, f: int) -> Any:
+        return q + (f * shape.most + p) * lanes
+
     for p in range(size):
         for f in range(vectors):
-            T.buffer_store(sums, tir.splat(0, lanes), [slot(p, f)])
+            T.buffer_store(sums, o.s[tir.at(product(p, f), lanes)] if begun else tir.splat(0, lanes), [slot(p, f)])
 
-    with T.serial(0, shape.channels) as k:  # one loop: of two, LLVM unrolls the outer one where it is short, and spills
-        block = tir.tirx.truncdiv(k, lanes)
-        source = T.Bind(v + block * (shape.most * lanes) + tir.tirx.truncmod(k, lanes))
-        row = T.Bind(u + k * (vectors * lanes))
-        if ahead:
+    with T.serial(0, channels) as k:  # one loop: of two, LLVM unrolls the outer one where it is short, and spills
+        block = tir.tirx.truncdiv(channel + k, lanes)
+        source = T.Bind(v + block * shape.v_block + tir.tirx.truncmod(channel + k, lanes))
+        row = T.Bind(u + (tir.tirx.truncdiv(k, TOGETHER) * shape.u_block + tir.tirx.truncmod(k, TOGETHER) * shape.wide if shape.chunk else k * shape.wide))
+        if ahead is not None:
+            tir.fetch_evenly(o.w, ahead, k, _pace(shape))
+        elif not shape.chunk and shape.weights <= target.reach.asked and not target.issue:
             tir.fetch_ahead(o.w, row, vectors * lanes)
-        loaded = [T.Bind(o.w[tir.at(row + f * lanes, lanes)]) for f in range(vectors)]
+        loaded = [T.Bind(weights[tir.at(row + f * lanes, lanes)]) for f in range(vectors)]
         for p in range(size):
             value = T.Bind(T.broadcast(o.s[source + p * lanes], lanes))
             for f in range(vectors):
                 T.buffer_store(sums, sums[slot(p, f)] + value * loaded[f], [slot(p, f)])
     for p in range(size):
         for f in range(vectors):
-            tir.store(o.s, q + (f * shape.most + p) * lanes, sums[slot(p, f)], lanes)
+            tir.store(o.s, product(p, f), sums[slot(p, f)], lanes)

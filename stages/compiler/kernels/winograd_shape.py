@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stages.compiler.ir import round_up
 from stages.compiler.kernels.units import split
-from stages.compiler.kernels.winograd_transforms import constants
+from stages.compiler.kernels.winograd_transforms import TAPS, constants
 from stages.compiler.target import Target
 
-L3_BYTES = 32 * 1024 * 1024
+TOGETHER = 4  # input channels whose weights of a place lie together
 
 
 @dataclass(frozen=True)
 class Blocking:
-    """How the work is divided: tiles of ``rows`` x ``cols`` results, at most ``tiles`` of them a block; ``vectors`` vectors of ``lanes`` filters a block."""
+    """How the work is divided: tiles of ``rows`` x ``cols`` results, at most ``tiles`` of them a block; ``vectors`` vectors of ``lanes`` filters a block.
+
+    ``chunk``: the input channels whose weights are transformed at a time, when they are needed; 0: all weights were transformed at compile time.
+    """
 
     rows: int
     cols: int
     tiles: int
     lanes: int
     vectors: int
+    chunk: int = 0
 
     @property
     def m(self) -> tuple[int, int]:
@@ -78,8 +81,13 @@ class Shape:
 
     @property
     def v_pitch(self) -> int:
-        """Floats of the transformed inputs from one place to the next."""
-        return _odd(self.most * round_up(self.channels, self.blocking.lanes))
+        """Floats of the transformed inputs from one place to the next, within a block of ``lanes`` input channels."""
+        return _odd(self.most * self.blocking.lanes)
+
+    @property
+    def v_block(self) -> int:
+        """Floats of the transformed inputs from one block of input channels to the next."""
+        return _odd(self.places * self.v_pitch)
 
     @property
     def q_pitch(self) -> int:
@@ -89,22 +97,42 @@ class Shape:
     @property
     def q(self) -> int:
         """First float of the products in scratch memory, behind the transformed inputs."""
-        return self.places * self.v_pitch
+        return -(-self.channels // self.blocking.lanes) * self.v_block
+
+    @property
+    def chunk(self) -> int:
+        """Input channels whose weights are transformed at a time, 0 where they come transformed."""
+        return min(self.blocking.chunk, self.channels)
+
+    @property
+    def u_pitch(self) -> int:
+        """Floats of a block's weights from one place to the next: of all input channels as they come, or of TOGETHER of them in scratch memory."""
+        return _odd(TOGETHER * self.wide) if self.chunk else self.channels * self.wide
+
+    @property
+    def u_block(self) -> int:
+        """Floats of the weights that were transformed at run time from TOGETHER input channels to the next ones."""
+        return _odd(self.places * self.u_pitch)
+
+    @property
+    def u(self) -> int:
+        """First float of the weights that were transformed at run time in scratch memory, behind the products."""
+        return self.q + self.places * self.q_pitch
 
     @property
     def constants(self) -> int:
-        """First float of the transforms' constants in scratch memory, behind the products."""
-        return self.q + self.places * self.q_pitch
+        """First float of the transforms' constants in scratch memory, behind the weights."""
+        return self.u + -(-self.chunk // TOGETHER) * self.u_block
+
+    @property
+    def weights(self) -> int:
+        """Bytes of weights in the order in which they are read, filters filled up."""
+        return 4 * (TAPS * TAPS if self.chunk else self.places) * self.channels * self.filter_blocks * self.wide
 
     @property
     def scratch(self) -> int:
         """Bytes of scratch memory."""
         return (self.constants + len(constants(self.blocking.m))) * 4
-
-    @property
-    def streamed(self) -> bool:
-        """Whether weights are asked for ahead of their use. Where they come from main memory, its bandwidth is the limit: measured, 3 to 8 % faster below, 5 % slower above."""
-        return 4 * self.places * self.channels * self.filter_blocks * self.wide <= L3_BYTES // 2
 
     @property
     def units(self) -> int:

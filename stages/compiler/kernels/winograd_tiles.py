@@ -8,8 +8,8 @@ from typing import Any
 from stages.compiler.ir import Epilogue, View, costly, round_up
 from stages.compiler.kernels import epilogue, tir
 from stages.compiler.kernels.tir import T, tirx
-from stages.compiler.kernels.winograd_shape import Shape
-from stages.compiler.kernels.winograd_transforms import TAPS, Combine, constants, input_transform, output_transform
+from stages.compiler.kernels.winograd_shape import TOGETHER, Shape
+from stages.compiler.kernels.winograd_transforms import TAPS, Combine, constants, input_transform, kernel_transform, output_transform
 from stages.compiler.target import Target
 
 
@@ -50,9 +50,9 @@ def transform_input(o: Any, shape: Shape, x: View, tile: Any, slot: Any, target:
         whole, rest = divmod(round_up(shape.channels, target.narrow[-1]), lanes)
         if whole:
             with T.serial(0, whole) as c:
-                vector(height + TAPS - 1, width + TAPS - 1, c * lanes, (c * shape.most + slot) * lanes, lanes)
+                vector(height + TAPS - 1, width + TAPS - 1, c * lanes, c * shape.v_block + slot * lanes, lanes)
         for start, wide in tir.widths(rest, target.narrow):
-            vector(height + TAPS - 1, width + TAPS - 1, whole * lanes + start, (whole * shape.most + slot) * lanes + start, wide)
+            vector(height + TAPS - 1, width + TAPS - 1, whole * lanes + start, slot * lanes + (whole * shape.v_block + start), wide)
 
     if staged(shape, target):
         _by_size(shape, 1, row, lambda height: channels(height, _size(shape, 2, col)))
@@ -116,6 +116,22 @@ def transform_output(o: Any, shape: Shape, made: tuple[View, tuple[View, ...], E
         _by_size(shape, 2, col, lambda width: channels(_size(shape, 1, row), width))
     else:
         _by_size(shape, 1, row, lambda height: _by_size(shape, 2, col, lambda width: channels(height, width)))
+
+
+def transform_weights(o: Any, shape: Shape, channel: Any, k: Any, f: Any) -> None:
+    """The weights of one input channel for vector ``f`` of a block's filters into U: ``channel`` counts through all blocks of filters, ``k`` within the chunk."""
+    (m_rows, m_cols), lanes = shape.blocking.m, shape.blocking.lanes
+    combine = combiner(o, shape, lanes)
+    source = T.Bind(channel * (TAPS * TAPS * shape.wide) + f * lanes)
+    here = T.Bind(shape.u + tirx.truncdiv(k, TOGETHER) * shape.u_block + tirx.truncmod(k, TOGETHER) * shape.wide + f * lanes)
+
+    def column(j: int) -> list[Any]:
+        return kernel_transform(m_rows, [T.Bind(o.w[tir.at(source + (i * TAPS + j) * shape.wide, lanes)]) for i in range(TAPS)], combine)
+
+    columns = [column(j) for j in range(TAPS)]
+    for i in range(m_rows + 2):
+        for j, value in enumerate(kernel_transform(m_cols, [c[i] for c in columns], combine)):
+            tir.store(o.s, here + (i * (m_cols + 2) + j) * shape.u_pitch, value, lanes)
 
 
 def staged(shape: Shape, target: Target) -> bool:

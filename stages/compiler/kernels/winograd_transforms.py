@@ -67,8 +67,18 @@ Combine = Callable[[Sequence[tuple[float, Any]]], Any]
 
 
 def input_transform(m: int, d: Sequence[Any], combine: Combine) -> list[Any]:
-    """B^T d for m + 2 values: for a pair of points the even and the odd part, then their sum and difference."""
-    rows = matrices(m)[2]
+    """B^T d for m + 2 values."""
+    return _by_pairs(matrices(m)[2], d, combine)
+
+
+def kernel_transform(m: int, g: Sequence[Any], combine: Combine) -> list[Any]:
+    """G g for the three weights of a row or column: m + 2 values."""
+    return _by_pairs(matrices(m)[1], g, combine)
+
+
+def _by_pairs(rows: Matrix, d: Sequence[Any], combine: Combine) -> list[Any]:
+    """The matrix ``rows`` times ``d``: for a pair of points the even and the odd part, then their sum and difference."""
+    m = len(rows) - 2
 
     def row(coefficients: Sequence[Fraction]) -> Any:
         return combine([(float(c), v) for c, v in zip(coefficients, d, strict=True) if c])
@@ -110,5 +120,6 @@ def constants(m: tuple[int, int]) -> tuple[float, ...]:
 
     for size in m:
         input_transform(size, [None] * (size + 2), combine)
+        kernel_transform(size, [None] * TAPS, combine)
         output_transform(size, [None] * (size + 2), combine)
     return tuple(sorted(found - {1.0}))
