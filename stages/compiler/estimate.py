@@ -31,8 +31,7 @@ def estimate(step: Step, program: Program, on_planes: bool, target: Target) -> f
     assert step.weight is not None
     n, _, h, w = program.values[step.output].shape
     if on_planes:
-        flat = step.weight.reshape(len(step.weight), -1)
-        return planar_conv.choose(flat, planar.layout((n, len(flat), h, w), step.attrs["padding"][0]), target)[0]
+        return planar_conv.choose(step, planar.layout((n, len(step.weight), h, w), step.attrs["padding"][0]), target)[0]
     window = Window(step.weight.shape[2:], step.attrs["stride"], step.weight.shape[1])
     direct = packing.estimate(packing.positions(step.weight), (n, h, w), target, window)
     if step.weight.shape[2:] == (3, 3) and step.attrs["stride"] == step.attrs["dilation"] == (1, 1):

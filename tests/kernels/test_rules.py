@@ -8,11 +8,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kernel_kit import check, randomised
+from kernel_kit import assert_equal, check, inputs, randomised
 from torch import Tensor, nn
 
+from stages.compiler import compile_model
+from stages.compiler.kernels import gather, packing
 from stages.compiler.kernels.pool import runs
 from stages.compiler.kernels.units import channel_blocks, split
+from stages.compiler.tuning import database
 from stages.errors import UnsupportedOperator
 
 few = settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -34,6 +37,19 @@ def test_convolution_of_any_shape(data: st.DataObject) -> None:
     )
     height, width = data.draw(st.integers(9, 20)), data.draw(st.integers(9, 40))
     check(randomised(conv), (data.draw(st.integers(1, 3)), conv.in_channels, height, width))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("kernel", "channels"), [(1, 320), (3, 40)])
+@pytest.mark.parametrize("tile", [(1, 10), (1, 16), (3, 4), (2, 5)], ids=str)
+def test_groups_of_many_weights_with_tiles_of_several_sizes(threads: int, kernel: int, channels: int, tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    choice = database.plain("gather", gather.Choice(lanes=4, vectors=5, rows=tile[0], cols=tile[1], pixels_outer=False))
+    monkeypatch.setattr(database, "find", lambda signature, target: (choice, "asked for"))
+    module = randomised(nn.Sequential(nn.Conv2d(8, channels, 1), nn.ReLU(), nn.Conv2d(channels, 250, kernel, padding=kernel // 2), nn.ReLU()))
+    model = compile_model(module, inputs(2, 8, 7, 7), threads=threads)
+    assert_equal(model, module, inputs(2, 8, 7, 7))
+    last = model.manifest["kernels"][-2]
+    assert last["kernel"] == "gather" and 4 * channels * kernel**2 * 250 > packing.FAR_BYTES
 
 
 @few

@@ -16,13 +16,14 @@ import numpy as np
 
 from stages.compiler.ir import Epilogue, Layout, Step, View, costly, merge
 from stages.compiler.kernels.kernel import Kernel, Placed
-from stages.compiler.kernels.packing import Group, candidates, choose_groups, pack, positions, segments, streamed, visits
+from stages.compiler.kernels.packing import Group, Stream, candidates, choose_groups, pack, positions, segments, stream, visits
 from stages.compiler.kernels.units import WANTED, split, units
 from stages.compiler.target import Target
 from stages.compiler.tiles import Tile, Window, chains
 from stages.schemes.scheme import LayerScheme
 
 L2_BYTES = 512 * 1024  # weights or input that stay this small are read again and again without harm
+MANY = 8  # groups: as many can be divided among a few threads without dividing their tiles
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Spec:
     cols: int
     pixels_outer: bool
     epilogue: Epilogue
-    streamed: bool
+    streamed: Stream
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def _kernel(placed: Placed, scheme: LayerScheme, target: Target, choice: Choice,
     dims, x, y, extras = walk(placed)
     groups = segments(weight.shape[0], choice.lanes, choice.vectors, target)
     data, kept = pack(weight, step.bias, groups, offsets(placed), visits(*step.weight.shape[1:]))
-    spec = Spec(dims, x[1:], y, out, extras, _segments(groups), choice.rows, choice.cols, choice.pixels_outer, step.epilogue, streamed(data["w"], choice.lanes * choice.vectors, target))
+    spec = Spec(dims, x[1:], y, out, extras, _segments(groups), choice.rows, choice.cols, choice.pixels_outer, step.epilogue, stream(data, choice.lanes * choice.vectors, not choice.pixels_outer, target))
     macs = kept * out.shape[0] * out.shape[2] * out.shape[3]
     label = Tile(choice.rows, choice.cols, choice.lanes, choice.vectors).label
     return Kernel("gather", spec, step, data, label, macs, _reason(scheme, groups, weight.size, kept), units(n.dims for n in _nests(spec)), choice=choice)
@@ -142,29 +143,46 @@ def _reason(scheme: LayerScheme, groups: tuple[Group, ...], dense: int, kept: in
 
 
 @dataclass(frozen=True)
+class _Tiles:
+    """Tiles of one size: (rows, columns) of pixels, the first pixel, and how many there are (images, rows of tiles, columns of tiles)."""
+
+    size: tuple[int, int]
+    corner: tuple[int, int]
+    counts: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
 class _Nest:
-    """One nest of loops: ``dims`` flattened outermost first, one size of pixel tile, and the segments that each tile does (one of them is a loop of its own in ``dims`` if ``single``)."""
+    """One nest of loops: ``dims`` flattened outermost first. Inside there are ``tiles`` of one size and the ``segments`` that each of them does (one of them is a loop of its own in ``dims`` if ``single``);
+    or, where ``tiles`` are several, all of them for one group."""
 
     dims: tuple[int, ...]
-    tile: tuple[int, int]
-    corner: tuple[int, int]
+    tiles: tuple[_Tiles, ...]
     segments: tuple[int, ...]
     single: bool
 
 
 def _nests(spec: Spec) -> list[_Nest]:
-    """Tiles outermost with all groups inside each, or single groups: outermost, or innermost where the tiles alone are too few to divide."""
+    """Tiles outermost with all groups inside each, or single groups: outermost, or innermost where the tiles alone are too few to divide.
+
+    Many groups whose weights come from afar have the tiles of all sizes inside: a nest for each size would read the weights again.
+    """
     found: list[_Nest] = []
     every = tuple(range(len(spec.segments)))
-    for rows, row0, row_tiles in split(spec.dims[1], spec.rows):
-        for cols, col0, col_tiles in split(spec.dims[2], spec.cols):
-            tiles = (spec.dims[0], row_tiles, col_tiles)
-            if spec.pixels_outer and prod(tiles) >= WANTED // 2:
-                found.append(_Nest(tiles, (rows, cols), (row0, col0), every, False))
-                continue
-            for index, segment in enumerate(spec.segments):
-                dims = (*tiles, segment[1]) if spec.pixels_outer else (segment[1], *tiles)
-                found.append(_Nest(dims, (rows, cols), (row0, col0), (index,), True))
+    tiles = [
+        _Tiles((rows, cols), (row0, col0), (spec.dims[0], row_tiles, col_tiles))
+        for rows, row0, row_tiles in split(spec.dims[1], spec.rows)
+        for cols, col0, col_tiles in split(spec.dims[2], spec.cols)
+    ]
+    if len(tiles) > 1 and spec.streamed == "group" and spec.segments[0][1] >= MANY:
+        return [_Nest((segment[1],), tuple(tiles), (index,), True) for index, segment in enumerate(spec.segments)]
+    for part in tiles:
+        if spec.pixels_outer and prod(part.counts) >= WANTED // 2:
+            found.append(_Nest(part.counts, (part,), every, False))
+            continue
+        for index, segment in enumerate(spec.segments):
+            dims = (*part.counts, segment[1]) if spec.pixels_outer else (segment[1], *part.counts)
+            found.append(_Nest(dims, (part,), (index,), True))
     return found
 
 
@@ -185,18 +203,38 @@ def _walker(o: Any, spec: Spec, nest: _Nest, target: Target) -> Callable[..., No
     """What happens inside the loops of ``nest``."""
     from stages.compiler.kernels import tir
 
+    T = tir.T
+
+    def pixel(tiles: _Tiles, n: Any, i: Any, j: Any) -> tuple[Any, Any, Any]:
+        return (n, i * tiles.size[0] + tiles.corner[0], j * tiles.size[1] + tiles.corner[1])
+
     def visit(*indices: Any) -> None:
-        (n, i, j) = indices[-3:] if nest.single and not spec.pixels_outer else indices[:3]
-        pixel = (n, i * nest.tile[0] + nest.corner[0], j * nest.tile[1] + nest.corner[1])
+        if len(nest.tiles) > 1:
+            before = 0
+            for tiles in nest.tiles:
+                with T.serial(0, tiles.counts[0]) as n, T.serial(0, tiles.counts[1]) as i, T.serial(0, tiles.counts[2]) as j:
+                    micro(tiles, pixel(tiles, n, i, j), nest.segments[0], indices[0], _ordinal(tiles, n, i, j) + before)
+                before += prod(tiles.counts)
+            return
+        (tiles,) = nest.tiles
+        n, i, j = indices[-3:] if nest.single and not spec.pixels_outer else indices[:3]
         if nest.single:
-            group = indices[3] if spec.pixels_outer else indices[0]
-            _micro(o, spec, nest.tile, pixel, spec.segments[nest.segments[0]], group, _first(spec, nest.segments[0]), target)
+            micro(tiles, pixel(tiles, n, i, j), nest.segments[0], indices[3] if spec.pixels_outer else indices[0], _ordinal(tiles, n, i, j))
             return
         for index in nest.segments:
-            with tir.T.serial(0, spec.segments[index][1]) as g:
-                _micro(o, spec, nest.tile, pixel, spec.segments[index], g, _first(spec, index), target)
+            with T.serial(0, spec.segments[index][1]) as g:
+                micro(tiles, pixel(tiles, n, i, j), index, g, 0)
+
+    def micro(tiles: _Tiles, pixel: tuple[Any, Any, Any], segment: int, g: Any, ordinal: Any) -> None:
+        ahead = (ordinal, sum(prod(t.counts) for t in nest.tiles)) if spec.streamed == "group" else None
+        _micro(o, spec, tiles.size, pixel, spec.segments[segment], (g, _first(spec, segment)), ahead, target)
 
     return visit
+
+
+def _ordinal(tiles: _Tiles, n: Any, i: Any, j: Any) -> Any:
+    """The number of a tile among those of its size."""
+    return (n * tiles.counts[1] + i) * tiles.counts[2] + j
 
 
 def _first(spec: Spec, index: int) -> int:
@@ -205,13 +243,24 @@ def _first(spec: Spec, index: int) -> int:
 
 
 def _micro(
-    o: Any, spec: Spec, block: tuple[int, int], pixel: tuple[Any, Any, Any], segment: tuple[int, int, int, int], g: Any, first: int, target: Target
+    o: Any,
+    spec: Spec,
+    block: tuple[int, int],
+    pixel: tuple[Any, Any, Any],
+    segment: tuple[int, int, int, int],
+    which: tuple[Any, int],
+    ahead: tuple[Any, int] | None,
+    target: Target,
 ) -> None:
-    """One tile of pixels times one group of filters: accumulators from the bias, all kept positions, epilogue, store."""
+    """One tile of pixels times one group of filters: accumulators from the bias, all kept positions, epilogue, store.
+
+    ``which``: the group's number in its segment, and the number of the segment's first group. ``ahead``: which of how many tiles of the group this is, where each asks for its share of the next group's weights.
+    """
     from stages.compiler.kernels import epilogue, tir
 
     T = tir.T
     start, _, lanes, vectors = segment
+    g, first = which
     places = [(r, c) for r in range(block[0]) for c in range(block[1])]
     group = lanes * vectors
     channel = T.Bind(g * group + start)
@@ -231,10 +280,14 @@ def _micro(
     k0 = T.Bind(o.ptr[(g + first) * 3])
     w0 = T.Bind(o.ptr[(g + first) * 3 + 2])
     count = T.Bind(o.ptr[(g + first) * 3 + 1])
+    pace = -(-group // ahead[1]) if ahead else 0
+    following = T.Bind(w0 + count * group + ahead[0] * count * pace) if ahead else None
 
     def position(k: Any, chain: int) -> None:
         source = T.Bind(o.idx[k0 + k] + corner)
-        if spec.streamed:
+        if following is not None:
+            tir.fetch_evenly(o.w, following, k, pace)
+        elif spec.streamed:
             tir.fetch_ahead(o.w, w0 + k * group, group)
         weights = [T.Bind(o.w[tir.at(w0 + k * group + v * lanes, lanes)]) for v in range(vectors)]
         for p, (r, c) in enumerate(places):

@@ -63,7 +63,7 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     assert step.weight is not None and step.bias is not None and expand.weight is not None and expand.bias is not None
     hidden = planar.layout((out.shape[0], len(expand.weight), *source.shape[2:]), source.border[0])
     flat = expand.weight.reshape(len(expand.weight), -1)
-    _, groups, vectors = planar_conv.choose(flat, hidden, target)
+    _, groups, vectors = planar_conv.choose(expand, hidden, target)
     data, kept = pack(flat, expand.bias, groups, planar_conv.offsets(Placed(expand, (source,), hidden)))
     n, c, h, w = out.shape
     kh, kw = step.weight.shape[2:]

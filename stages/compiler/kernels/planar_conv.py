@@ -15,7 +15,7 @@ import numpy as np
 from stages.compiler.ir import Epilogue, Layout, Shape, Step, costly, round_up
 from stages.compiler.kernels import planar, space_to_depth
 from stages.compiler.kernels.kernel import Kernel, Placed
-from stages.compiler.kernels.packing import Group, pack, streamed
+from stages.compiler.kernels.packing import Group, Stream, pack, stream
 from stages.compiler.kernels.units import split, units
 from stages.compiler.target import Target
 from stages.compiler.tiles import issue
@@ -42,7 +42,7 @@ class Spec:
     pixels_outer: bool
     mask: int  # float of operand b where the mask of the image begins, 0: none
     epilogue: Epilogue
-    streamed: bool
+    streamed: Stream
     gate: planar.Operand | None = None
 
 
@@ -66,7 +66,7 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
         return None
     assert placed.step.weight is not None
     flat, out = placed.step.weight.reshape(len(placed.step.weight), -1), placed.output  # planes come one after another, so positions do too
-    _, groups, vectors = choose(flat, out, target)
+    _, groups, vectors = choose(placed.step, out, target)
     order = _pixels_outer(planar.vectors(out, target.lanes), vectors, flat, placed.inputs[0], groups)
     return chosen(placed, scheme, target, Choice(groups[0].lanes, vectors, order))
 
@@ -77,7 +77,7 @@ def choices(placed: Placed, target: Target) -> list[tuple[float, Choice]]:
         return []
     assert placed.step.weight is not None
     flat = placed.step.weight.reshape(len(placed.step.weight), -1)
-    return [(cost, Choice(groups[0].lanes, vectors, outer)) for cost, groups, vectors in _options(flat, placed.output, target) for outer in (True, False)]
+    return [(cost, Choice(groups[0].lanes, vectors, outer)) for cost, groups, vectors in _options(flat, placed.output, shifted(placed.step), target) for outer in (True, False)]
 
 
 def chosen(placed: Placed, scheme: LayerScheme, target: Target, choice: Choice) -> Kernel:
@@ -87,6 +87,7 @@ def chosen(placed: Placed, scheme: LayerScheme, target: Target, choice: Choice) 
     flat = step.weight.reshape(len(step.weight), -1)
     groups = filter_groups(len(flat), choice.filters)
     data, kept = pack(flat, step.bias, groups, offsets(placed))
+    ahead = stream(data, choice.filters, not choice.pixels_outer, target)
     mask = 0
     if out.border[0]:  # the walk crosses frames
         shift = np.zeros(round_up(len(data["b"]), planar.ALIGNED), np.float32)
@@ -98,7 +99,7 @@ def chosen(placed: Placed, scheme: LayerScheme, target: Target, choice: Choice) 
     if gate:
         further = further[:-1]
         data["ptr"] = np.concatenate([data["ptr"], _channels(data["idx"], source)])
-    spec = Spec(source.image, out, further, segments, choice.vectors, choice.pixels_outer, mask, step.epilogue, streamed(data["w"], choice.filters, target), gate)
+    spec = Spec(source.image, out, further, segments, choice.vectors, choice.pixels_outer, mask, step.epilogue, ahead, gate)
     macs = kept * out.shape[0] * out.shape[2] * out.shape[3]
     sizes = "+".join(f"{c}x{f}" for _, c, f in segments)
     reason = f"{scheme.label}: planes, groups of filters {sizes}, {kept} of {flat.size} weights"
@@ -144,12 +145,19 @@ def _channels(idx: np.ndarray, source: Layout) -> np.ndarray:
     return ((idx - source.origin) // source.channel).astype(np.int32)
 
 
-def choose(flat: np.ndarray, out: Layout, target: Target) -> tuple[float, tuple[Group, ...], int]:
-    """(cycles by a small model, groups of filters, vectors of pixels per tile) for weights (o, positions)."""
-    return min(_options(flat, out, target), key=lambda found: found[0])
+def shifted(step: Step) -> float:
+    """The share of a convolution's positions that lie beside the result's pixel: their vectors of pixels lie in two cache lines each."""
+    assert step.weight is not None
+    return 1 - 1 / step.weight.shape[3]
 
 
-def _options(flat: np.ndarray, out: Layout, target: Target) -> list[tuple[float, tuple[Group, ...], int]]:
+def choose(step: Step, out: Layout, target: Target) -> tuple[float, tuple[Group, ...], int]:
+    """(cycles by a small model, groups of filters, vectors of pixels per tile) for a convolution whose result lies at ``out``."""
+    assert step.weight is not None
+    return min(_options(step.weight.reshape(len(step.weight), -1), out, shifted(step), target), key=lambda found: found[0])
+
+
+def _options(flat: np.ndarray, out: Layout, shifted: float, target: Target) -> list[tuple[float, tuple[Group, ...], int]]:
     """The same for every grouping and tile that the registers hold."""
     count = planar.vectors(out, target.lanes)
     found, kept = [], flat != 0
@@ -158,7 +166,7 @@ def _options(flat: np.ndarray, out: Layout, target: Target) -> list[tuple[float,
         positions = [_positions(kept, group) for group in groups]
         for vectors in range(1, min(count, _MOST_VECTORS) + 1):
             if filters * vectors + vectors + 1 <= target.registers:
-                cost = sum(_cycles(p, g, vectors, count, target) for p, g in zip(positions, groups, strict=True))
+                cost = sum(_cycles(p, g, vectors, count, shifted, target) for p, g in zip(positions, groups, strict=True))
                 found.append((out.shape[0] * cost, groups, vectors))
     return found
 
@@ -183,13 +191,14 @@ def _positions(kept: np.ndarray, group: Group) -> int:
     return int(kept[group.start : group.start + group.count * group.lanes].reshape(group.count, group.lanes, -1).any(1).sum())
 
 
-def _cycles(positions: int, group: Group, vectors: int, count: int, target: Target) -> float:
+def _cycles(positions: int, group: Group, vectors: int, count: int, shifted: float, target: Target) -> float:
     total = 0.0
     for size, _, tiles in split(count, vectors):
         arithmetic = max(group.lanes * size * (1.0 if target.fused_narrow else 0.5), issue(group.lanes * size, group.lanes, size, target))
-        crossing = _CROSSING if group.lanes in _SINGLE else 1.0
+        crossing = _CROSSING if group.lanes in _SINGLE and not target.reach.crossing else 1.0
         loads = 0.5 * (2 * size * crossing * (1 if target.fused_narrow else 0.5) + group.lanes + 1)
-        total += tiles * (positions * (max(arithmetic, loads) + 0.15 * loads + _LOOP) + group.count * (_TILE + 2 * group.lanes * size))
+        far = size * (shifted * target.reach.crossing + target.reach.apart)
+        total += tiles * (positions * (max(arithmetic, loads) + 0.15 * loads + far + _LOOP) + group.count * (_TILE + 2 * group.lanes * size))
     return total
 
 
@@ -268,13 +277,16 @@ def _walker(o: Any, spec: Spec, nest: _Nest, target: Target) -> Callable[..., No
             with T.If(tile == 0), T.Then(), T.serial(0, filters) as f:
                 planar.zero_outside(o, T.Bind(n * spec.out.image + (channel + f) * spec.out.channel), spec.out, written, target.narrow)
         pixel = T.Bind((tile * nest.size + nest.first) * target.lanes)
-        _micro(o, spec, (nest.size, filters), n, channel, g + before, pixel, target)
+        ahead = (tile, nest.dims[2]) if spec.streamed == "group" else None
+        _micro(o, spec, (nest.size, filters), n, channel, g + before, pixel, ahead, target)
 
     return visit
 
 
-def _micro(o: Any, spec: Spec, shape: tuple[int, int], n: Any, channel: Any, group: Any, pixel: Any, target: Target) -> None:
-    """One tile of pixels times one group of filters."""
+def _micro(
+    o: Any, spec: Spec, shape: tuple[int, int], n: Any, channel: Any, group: Any, pixel: Any, ahead: tuple[Any, int] | None, target: Target
+) -> None:
+    """One tile of pixels times one group of filters. ``ahead``: which of how many tiles this is, where each asks for its share of the next group's weights."""
     from stages.compiler.kernels import tir
 
     T, lanes, (vectors, filters) = tir.T, target.lanes, shape
@@ -289,9 +301,13 @@ def _micro(o: Any, spec: Spec, shape: tuple[int, int], n: Any, channel: Any, gro
             T.buffer_store(acc, bias, [slot(f, v)])
     corner = T.Bind(n * spec.x + pixel)
     k0, count, w0 = (T.Bind(o.ptr[group * 3 + i]) for i in range(3))
+    pace = -(-filters // ahead[1]) if ahead else 0
+    following = T.Bind(w0 + count * filters + ahead[0] * count * pace) if ahead else None
     with T.serial(0, count) as k:
         source = T.Bind(o.idx[k0 + k] + corner)
-        if spec.streamed:
+        if following is not None:
+            tir.fetch_evenly(o.w, following, k, pace)
+        elif spec.streamed:
             tir.fetch_ahead(o.w, w0 + k * filters, filters)
         pixels = [T.Bind(o.x[tir.at(source + v * lanes, lanes)]) for v in range(vectors)]
         for f in range(filters):
