@@ -19,6 +19,7 @@ from stages.progress import Progress, bar
 
 HOPELESS = 1.5  # times the cost of the rule's best by its model: not measured
 OTHER_RULE = 2.0  # a rule whose best is expected to be slower than another's by more than this isn't measured
+OF_EACH = 6  # of a rule's choices are measured before more of another rule's
 LEAST_GAIN = 0.01  # less than that is noise: the model's choice stays
 FINALISTS = 4
 HEAVY = 64 << 20  # bytes of weights: such a layer takes as long as it takes to read them, whatever the tile
@@ -106,15 +107,16 @@ def tune_layer(placed: Placed, target: Target, go_on: Callable[[], bool], most: 
 
 
 def _ranked(placed: Placed, target: Target) -> list[Any]:
-    """The choices worth measuring, the best expected first."""
+    """The choices worth measuring, the best expected first; but the first ones of each rule before all others: models of different rules err by different amounts."""
     rules = list(select.choices(placed, target))
     best = min(min(cost for cost, _ in options) for options in rules)
-    kept: list[tuple[float, Any]] = []
+    kept: list[tuple[bool, float, Any]] = []
     for options in rules:
         lowest = min(cost for cost, _ in options)
         if lowest <= OTHER_RULE * best:
-            kept += [(cost, choice) for cost, choice in options if cost <= HOPELESS * lowest]
-    return [choice for _, choice in sorted(kept, key=lambda found: found[0])]
+            ordered = sorted(((cost, choice) for cost, choice in options if cost <= HOPELESS * lowest), key=lambda found: found[0])
+            kept += [(rank >= OF_EACH, cost, choice) for rank, (cost, choice) in enumerate(ordered)]
+    return [choice for _, _, choice in sorted(kept, key=lambda found: found[:2])]
 
 
 def _parts(batch: Sequence[Any], placed: Placed) -> list[Sequence[Any]]:
