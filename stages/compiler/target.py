@@ -21,13 +21,14 @@ _BEYOND_ARMV8_0 = {"generic": (), "cortex-a53": (), "cortex-a55": _NEWER, "corte
 class Reach:
     """What data costs that doesn't stay in the first-level cache, as the cost models see it. The defaults were fitted to Zen 4.
 
-    ``far``: bytes a cycle that arrive in order from main memory, and ``hidden``, the share of that time during which the processor computes if it can. ``near``: bytes of a layer's weights that stay in the third
+    ``far``: bytes a cycle that arrive in order from main memory, ``streams``, from how many places at a time it is read where that is all that counts, and ``hidden``, the share of that time during which the processor computes if it can. ``near``: bytes of a layer's weights that stay in the third
     level, and ``again``, bytes a cycle that come from there, 0 for a cost that doesn't show. ``second``: bytes of scratch memory that stay in the second level. ``asked``: bytes of a layer's weights up to which it
     pays to ask for them a page ahead (measured, Winograd: 3 to 8 % faster below, 5 % slower above); ``group``: bytes of a group's weights of which the second level holds two. ``line``: cycles for each cache line that is written beyond the first level and read back from there.
     ``crossing`` and ``apart``: cycles for each vector that a flat walk over planes loads across two lines, and for each that isn't in the first level.
     """
 
     far: float = 9.0
+    streams: int = 1
     hidden: float = 0.85
     near: int = 16 << 20
     again: float = 0.0
@@ -40,7 +41,7 @@ class Reach:
 
 
 # Fitted to one Granite Rapids core (3.6 GHz, a second level of 2 MB): main memory and a large part of the third level give it 11 to 20 GB/s.
-_XEON = Reach(far=4.0, hidden=0.0, near=12 << 20, again=18.0, second=1 << 20, asked=1 << 40, group=900 << 10, line=3.5, crossing=1.2, apart=0.35)
+_XEON = Reach(far=4.0, streams=2, hidden=0.0, near=12 << 20, again=18.0, second=1 << 20, asked=1 << 40, group=900 << 10, line=3.5, crossing=1.2, apart=0.35)
 
 
 @dataclass(frozen=True)

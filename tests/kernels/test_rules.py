@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -11,13 +12,17 @@ from hypothesis import strategies as st
 from kernel_kit import assert_equal, check, inputs, randomised
 from torch import Tensor, nn
 
-from stages.compiler import compile_model
+from stages.compiler import api, compile_model
 from stages.compiler.kernels import gather, packing
 from stages.compiler.kernels.pool import runs
 from stages.compiler.kernels.units import channel_blocks, split
+from stages.compiler.target import resolve
 from stages.compiler.tuning import database
 from stages.errors import UnsupportedOperator
+from stages.schemes import prune_
+from stages.schemes.scheme import LayerScheme, Scheme
 
+HOST = resolve("host")
 few = settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -75,6 +80,17 @@ def test_grouped_convolution_computes_only_its_own_groups() -> None:
 @given(batch=st.integers(1, 5), inner=st.integers(1, 70), outer=st.integers(1, 150))
 def test_linear(batch: int, inner: int, outer: int) -> None:
     check(randomised(nn.Linear(inner, outer)), (batch, inner))
+
+
+@pytest.mark.parametrize("streams", [1, 2, 3])
+def test_linear_layers_read_their_weights_from_several_places_at_a_time(streams: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = dataclasses.replace(HOST, reach=dataclasses.replace(HOST.reach, streams=streams))
+    monkeypatch.setattr(api, "resolve", lambda name: machine)
+    for inner, pruning in ((301, "none"), (300, "block-based")):
+        module = randomised(nn.Sequential(nn.Linear(inner, 130)))
+        scheme = Scheme({"0": LayerScheme("keep", pruning, 3.0, 8)}) if pruning != "none" else Scheme()
+        prune_(module, scheme)
+        check(module, (1, inner), scheme=scheme)
 
 
 def test_linear_behind_a_flattened_image_permutes_its_columns() -> None:

@@ -244,7 +244,8 @@ def _tile(o: Any, spec: Spec, s: Segment, tile: Any, target: Target) -> None:
     slots = [[tir.at(number * s.unit + v * s.lanes, s.lanes) for v in range(s.vectors)] for number in range(s.lists)]
     for slot in (slot for row in slots for slot in row):
         T.buffer_store(acc, tir.splat(0, s.lanes), [slot])
-    with T.serial(0, first[1]) as k:
+
+    def step(k: Any) -> None:
         for number, row in enumerate(slots):
             where = o.idx[first[0] + k * words + (number // 2 if spec.short else number)]
             if spec.short:
@@ -254,6 +255,16 @@ def _tile(o: Any, spec: Spec, s: Segment, tile: Any, target: Target) -> None:
             for v, slot in enumerate(row):
                 weights = o.w[tir.at(first[2] + k * (s.lists * s.unit) + (number * s.unit + v * s.lanes), s.lanes)]
                 T.buffer_store(acc, acc[slot] + value * weights, [slot])
+
+    streams, done = target.reach.streams, 0
+    if streams > 1:
+        share = T.Bind(tir.tirx.truncdiv(first[1], streams))
+        with T.serial(0, share) as k:
+            for number in range(streams):
+                step(T.Bind(share * number + k))
+        done = share * streams
+    with T.serial(done, first[1]) as k:
+        step(k)
     sums = _summed(acc, s) if s.by_rows else acc
     channel = T.Bind(tile * s.wide + s.start)
     for start, lanes in tir.widths(s.wide, target.narrow):

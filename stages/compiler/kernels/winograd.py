@@ -198,7 +198,8 @@ def _multiply(o: Any, shape: Shape, part: tuple[Any, Any, Any, bool], tiles: int
     lanes, (filters, channel, channels, begun) = shape.blocking.lanes, part
     with T.serial(0, shape.places) as t:
         u = T.Bind(shape.u + t * shape.u_pitch if shape.chunk else (filters * shape.places + t) * shape.u_pitch)
-        ahead = T.Bind((filters * shape.channels + channel + channels) * (TAPS * TAPS * shape.wide) + t * (shape.chunk * _pace(shape))) if shape.chunk else None
+        following = (filters * shape.channels + channel + channels) * (TAPS * TAPS * shape.wide)  # the next chunk's weights, which may be the next block's
+        ahead = T.Bind(following + t * (shape.chunk * _pace(shape))) if shape.chunk and not target.issue else None
         for number, (size, first, count) in enumerate(split(tiles, panel(shape.blocking.vectors, target))):
             with T.serial(0, count) as p:
                 tile = T.Bind(p * size + first)
