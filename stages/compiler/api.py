@@ -92,7 +92,7 @@ class Build:
         self.arrangement = {"planes": [list(size) for size in made.resolutions], "chosen": known[1] if known else database.MODEL}
         self.program = fuse_bands(absorb_gates(made.program, made.planes), made.planes, target)
         self.layouts = layouts(self.program, target, made.planes)
-        self.kernels = [select(step, self.layouts, target) for step in self.program.steps]
+        self.kernels = [select(step, self.layouts, target, threads) for step in self.program.steps]
         self.plan = plan(self.program, self.layouts, max((k.scratch for k in self.kernels), default=0), threads)
         self.blob, self.places = pack(self.kernels)
         self.names, self.objects, _ = cache.objects(self.kernels, target)

@@ -145,8 +145,16 @@ def _fold_input(program: Program, on_planes: set[str]) -> tuple[Program, set[str
 def _geometry(program: Program, on_planes: Collection[str]) -> dict[str, Layout]:
     """The Layouts of planes: one frame for each resolution, as wide as the widest reader needs."""
     pads: dict[Resolution, int] = {}
+    by_rows: set[Resolution] = set()
     for step in program.steps:
         if step.op in ("conv", "depthwise") and step.inputs[0] in on_planes:
             here = resolution(program, step.inputs[0])
             pads[here] = max(pads.get(here, 0), *frame(step, program.values[step.inputs[0]], program.values[step.output]))
-    return {name: planar.layout(program.values[name].shape, pads.get(resolution(program, name), 0)) for name in on_planes}
+        if step.op == "depthwise":
+            by_rows |= {resolution(program, step.inputs[0]), resolution(program, step.output)}
+
+    def layout(name: str) -> Layout:
+        here = resolution(program, name)
+        return planar.layout(program.values[name].shape, pads.get(here, 0), here in by_rows)
+
+    return {name: layout(name) for name in on_planes}

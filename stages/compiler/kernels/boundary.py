@@ -15,10 +15,17 @@ from stages.schemes.scheme import LayerScheme
 
 @dataclass(frozen=True)
 class Spec:
-    """All that the code depends on: which way, and the Layout inside."""
+    """All that the code depends on: which way, and the Layout inside; ``by_rows``: threads divide the rows of planes, not the planes."""
 
     inward: bool
     inside: Layout
+    by_rows: bool = False
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Images and rows and pixels or planes, or planes and rows."""
+        n, c, h, w = self.inside.shape
+        return ((n, h, c) if self.by_rows else (n * c, h)) if self.inside.planar else (n, h, w)
 
 
 def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
@@ -28,21 +35,8 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
         return None
     inward = step.op == "input"
     inside = placed.output if inward else placed.inputs[0]
-    return Kernel(
-        "boundary",
-        Spec(inward, inside),
-        step,
-        {},
-        "",
-        0,
-        f"NCHW {'to' if inward else 'from'} {'planes' if inside.planar else 'NHWC'}",
-        units([_dims(inside)]),
-    )
-
-
-def _dims(inside: Layout) -> tuple[int, ...]:
-    n, c, h, w = inside.shape
-    return (n * c, h) if inside.planar else (n, h, w)
+    spec = Spec(inward, inside, inside.planar and planar.parts(inside, placed.threads) > 1)
+    return Kernel("boundary", spec, step, {}, "", 0, f"NCHW {'to' if inward else 'from'} {'planes' if inside.planar else 'NHWC'}", units([spec.dims]))
 
 
 def emit(spec: Spec, name: str, target: Target) -> Any:
@@ -65,13 +59,11 @@ def _rows(o: Any, spec: Spec, target: Target) -> None:
     from stages.compiler.kernels import tir
 
     T, inside = tir.T, spec.inside
-    n, c, h, w = inside.shape
-    if spec.inward:
-        with T.If(o.lo == 0), T.Then(), T.serial(0, n * c) as p:
-            planar.zero_outside(o, T.Bind(p * inside.channel), inside, planar.span(inside), target.narrow)
-            planar.zero_columns(o, T.Bind(p * inside.channel), inside, target.narrow)
+    _, c, h, w = inside.shape
 
     def row(p: Any, i: Any) -> None:
+        if spec.inward:
+            planar.zero_frame(o, T.Bind(p * inside.channel), inside, i, h, target.narrow)
         for first, count, lanes, _ in channel_blocks(w, target.narrow, 1):
             with T.serial(0, count) as block:
                 column = T.Bind(block * lanes + first)
@@ -81,7 +73,7 @@ def _rows(o: Any, spec: Spec, target: Target) -> None:
                 else:
                     tir.store(o.y, there, o.x[tir.at(here, lanes)], lanes)
 
-    tir.nest(o, units([_dims(inside)]), _dims(inside), row)
+    tir.nest(o, units([spec.dims]), spec.dims, (lambda n, i, channel: row(n * c + channel, i)) if spec.by_rows else row)
 
 
 def _vectors(o: Any, spec: Spec, target: Target) -> None:
@@ -103,7 +95,7 @@ def _vectors(o: Any, spec: Spec, target: Target) -> None:
                 else:
                     tir.store(o.y, there, o.x[tir.at(here, lanes)], lanes)
 
-    tir.nest(o, units([_dims(inside)]), _dims(inside), vector)
+    tir.nest(o, units([spec.dims]), spec.dims, vector)
 
 
 def _transpose(o: Any, spec: Spec, target: Target) -> None:
@@ -125,4 +117,4 @@ def _transpose(o: Any, spec: Spec, target: Target) -> None:
         if spec.inward and inside.width > c_:
             tir.fill(o.y, here + c_, inside.width - c_, 0.0, target.narrow)
 
-    tir.nest(o, units([_dims(inside)]), _dims(inside), pixel)
+    tir.nest(o, units([spec.dims]), spec.dims, pixel)

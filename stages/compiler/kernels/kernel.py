@@ -13,11 +13,12 @@ from stages.compiler.ir import Layout, Step, View
 
 @dataclass(frozen=True)
 class Placed:
-    """A Step with the Layouts of its operands, in the order of ``step.inputs``, and of its result."""
+    """A Step with the Layouts of its operands, in the order of ``step.inputs``, and of its result, for a network on ``threads`` threads."""
 
     step: Step
     inputs: tuple[Layout, ...]
     output: Layout
+    threads: int = 1
 
     @property
     def modes(self) -> tuple[str, ...]:

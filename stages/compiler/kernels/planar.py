@@ -9,6 +9,7 @@ replaced by zeros when they are stored.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import gcd
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,15 +22,23 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ALIGNED = 16  # floats: planes and the first pixel of each begin at a cache line
+_WIDER = 1.11  # times a row's length that it may be to end at a cache line: flat walks compute the frame's columns too
+_SHARE = 1024  # bytes of a part: of smaller ones the processors' prefetchers ask for too much that is another core's
 
 
-def layout(shape: tuple[int, int, int, int], pad: int) -> Layout:
-    """The Layout of planes of one resolution, for kernels that read up to ``pad`` pixels beyond the image."""
+def layout(shape: tuple[int, int, int, int], pad: int, by_rows: bool = False) -> Layout:
+    """The Layout of planes of one resolution, for kernels that read up to ``pad`` pixels beyond the image.
+
+    ``by_rows``: kernels go along their rows too. Then rows begin at cache lines where that adds little: depthwise layers at 14x14 are twice as fast (measured, Granite Rapids), and threads that have rows
+    of their own write no line together.
+    """
     cols = shape[3] + pad
+    if by_rows and round_up(cols, ALIGNED) <= _WIDER * cols:
+        cols = round_up(cols, ALIGNED)
     lead = -(pad * cols + pad) % ALIGNED
     origin = lead + pad * cols + pad
     plane = max(origin + round_up(shape[2] * cols, ALIGNED), lead + (shape[2] + 2 * pad) * cols + pad)
-    return Layout(shape, 1, (pad, pad, pad, 0), True, lead=lead, plane=round_up(plane, ALIGNED))
+    return Layout(shape, 1, (pad, pad, pad, cols - shape[3] - pad), True, lead=lead, plane=round_up(plane, ALIGNED))
 
 
 def is_plane(layout: Layout) -> bool:
@@ -71,6 +80,16 @@ def vectors(layout: Layout, lanes: int) -> int:
     return -(-span(layout) // lanes)
 
 
+def parts(layout: Layout, threads: int) -> int:
+    """Into how many parts of as many rows each a plane is divided, so that every thread has the same pixels in layer after layer and reads what it wrote. 1: whole images do that, or threads divide the planes.
+
+    Measured, two Granite Rapids cores: 3x3 layers of ResNet-18 at 5.3x on 56x56 are 1.8 times as fast as on one core, 1.0 to 1.3 where each core reads half of its input from the other one's cache.
+    """
+    n, _, rows, _ = layout.shape
+    wanted = threads // gcd(threads, n)
+    return wanted if rows % wanted == 0 and rows // wanted * layout.cols * 4 >= _SHARE else 1
+
+
 def columns(width: int, room: int, target: Target) -> tuple[list[int], int]:
     """(first column of each vector that covers a row of ``width`` pixels, their lanes): the widest vectors that fit the ``room`` from here to the beginning of the next row.
 
@@ -109,12 +128,40 @@ def finish(o: Any, value: Any, items: Any, extras: Sequence[Operand], image: Any
     tir.store(o.y, out.origin + image * out.image + channel * out.channel + pixel, result, lanes)
 
 
-def zero_outside(o: Any, start: Any, layout: Layout, written: int, choices: tuple[int, ...]) -> None:
-    """Zero the plane at float ``start`` before its first pixel, and behind the ``written`` floats that a flat walk stores."""
+def zero_before(o: Any, start: Any, layout: Layout, choices: tuple[int, ...]) -> None:
+    """Zero the plane at float ``start`` before its first pixel."""
     from stages.compiler.kernels import tir
 
     tir.fill(o.y, start, layout.origin, 0.0, choices)
+
+
+def zero_behind(o: Any, start: Any, layout: Layout, written: int, choices: tuple[int, ...]) -> None:
+    """Zero the plane at float ``start`` behind the ``written`` floats from its first pixel on that a flat walk stores."""
+    from stages.compiler.kernels import tir
+
     tir.fill(o.y, start + layout.origin + written, layout.channel - layout.origin - written, 0.0, choices)
+
+
+def zero_outside(o: Any, start: Any, layout: Layout, written: int, choices: tuple[int, ...]) -> None:
+    """Zero the plane at float ``start`` before its first pixel, and behind the ``written`` floats that a flat walk stores."""
+    zero_before(o, start, layout, choices)
+    zero_behind(o, start, layout, written, choices)
+
+
+def zero_frame(o: Any, start: Any, layout: Layout, part: Any, parts: int, choices: tuple[int, ...]) -> None:
+    """Zero what belongs to part ``part`` of ``parts`` of the frame of the plane at float ``start``: columns behind its rows, what is before the first part and behind the last."""
+    from stages.compiler.kernels import tir
+
+    if parts == 1:
+        zero_outside(o, start, layout, span(layout), choices)
+        zero_columns(o, start, layout, choices)
+        return
+    with tir.T.If(part == 0), tir.T.Then():
+        zero_before(o, start, layout, choices)
+    with tir.T.If(part == parts - 1), tir.T.Then():
+        zero_behind(o, start, layout, span(layout), choices)
+    rows = layout.shape[2] // parts
+    zero_columns(o, start, layout, choices, part * rows, part * rows + rows)
 
 
 def zero_columns(o: Any, start: Any, layout: Layout, choices: tuple[int, ...], begin: Any = 0, end: Any = None) -> None:

@@ -6,7 +6,7 @@ halo that the window needs; bands are high, so little is computed twice) go to s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -61,7 +61,7 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
         return None
     expand: Step = step.attrs["expand"]
     assert step.weight is not None and step.bias is not None and expand.weight is not None and expand.bias is not None
-    hidden = planar.layout((out.shape[0], len(expand.weight), *source.shape[2:]), source.border[0])
+    hidden = replace(source, shape=(out.shape[0], len(expand.weight), *source.shape[2:]))
     flat = expand.weight.reshape(len(expand.weight), -1)
     _, groups, vectors = planar_conv.choose(expand, hidden, target)
     data, kept = pack(flat, expand.bias, groups, planar_conv.offsets(Placed(expand, (source,), hidden)))
@@ -79,7 +79,7 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     rows = min(h, planar_depthwise.rows_at_once(kh * kw, a["stride"][0], target))
     depthwise = planar_depthwise.Spec((0, 0, 0, source.cols), out, planar.operands(placed), (kh, kw), a["stride"], rows, step.epilogue)
     segments = tuple((g.start, g.count, g.lanes * g.vectors) for g in groups)
-    height = _height(h, max(s[2] for s in segments), source.cols, a["stride"][0], kh)
+    height = _height(h, max(s[2] for s in segments), source.cols, a["stride"][0], kh, planar.parts(out, placed.threads))
     spec = Spec(source, segments, vectors, expand.epilogue, a["padding"], h // height, height, bias, len(biases) + before, depthwise)
     data = {"w": np.concatenate([own, data["w"]]), "b": np.concatenate([biases, _inside(spec, before, target.lanes)]), "ptr": ptr, "idx": data["idx"]}
     macs = kept * n * source.shape[2] * source.shape[3] + len(own) * n * h * w
@@ -96,8 +96,9 @@ def reach(step: Step, expand: Step, source: Layout) -> int:
     return max(0, rows * source.cols + cols + ALIGNED - 1 + back - source.origin) * 4
 
 
-def _height(rows: int, filters: int, cols: int, stride: int, kernel: int) -> int:
-    """Rows of results of a band: the most that SCRATCH allows, of the divisors of ``rows``."""
+def _height(rows: int, filters: int, cols: int, stride: int, kernel: int, parts: int) -> int:
+    """Rows of results of a band: the most that SCRATCH allows, of the divisors of the rows of each of ``parts`` parts."""
+    rows //= parts
     fitting = [r for r in range(1, rows + 1) if rows % r == 0 and filters * ((r - 1) * stride + kernel) * cols * 4 <= SCRATCH]
     return max(fitting, default=1)
 
@@ -145,10 +146,7 @@ def _band(o: Any, spec: Spec, start: int, before: int, filters: int, target: Tar
                 _expand(o, spec, (size, filters), n, channel, g + before, begin, T.Bind((tile * size + vector0) * target.lanes), target)
         with T.serial(0, filters) as f:
             c = T.Bind(channel + f)
-            with T.If(band == 0), T.Then():
-                whole = T.Bind(n * deep.out.image + c * deep.out.channel)
-                planar.zero_outside(o, whole, deep.out, (deep.out.shape[2] - 1) * deep.out.cols + deep.out.shape[3], target.narrow)
-                planar.zero_columns(o, whole, deep.out, target.narrow)
+            planar.zero_frame(o, T.Bind(n * deep.out.image + c * deep.out.channel), deep.out, band, spec.bands, target.narrow)
             window = T.Bind(f * plane + behind - band * (spec.height * deep.stride[0] * cols))
             planar_depthwise.sweep(scratch, deep, n, c, window, spec.height, T.Bind(band * spec.height), target)
 

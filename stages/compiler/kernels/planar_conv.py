@@ -16,7 +16,7 @@ from stages.compiler.ir import Epilogue, Layout, Shape, Step, costly, round_up
 from stages.compiler.kernels import planar, space_to_depth
 from stages.compiler.kernels.kernel import Kernel, Placed
 from stages.compiler.kernels.packing import Group, Stream, pack, stream
-from stages.compiler.kernels.units import split, units
+from stages.compiler.kernels.units import shares, split, units
 from stages.compiler.target import Target
 from stages.compiler.tiles import issue
 from stages.schemes.scheme import LayerScheme
@@ -32,7 +32,10 @@ _MOST_VECTORS = 12
 
 @dataclass(frozen=True)
 class Spec:
-    """All that the code depends on. ``segments`` are (first filter, groups, filters per group); a tile is up to ``vectors`` vectors of pixels."""
+    """All that the code depends on. ``segments`` are (first filter, groups, filters per group); a tile is up to ``vectors`` vectors of pixels.
+
+    ``parts``: into how many parts of consecutive pixels an image is divided for threads; 1: threads divide filters or tiles.
+    """
 
     x: int  # floats from image to image
     out: Layout
@@ -44,6 +47,7 @@ class Spec:
     epilogue: Epilogue
     streamed: Stream
     gate: planar.Operand | None = None
+    parts: int = 1
 
 
 @dataclass(frozen=True)
@@ -99,12 +103,12 @@ def chosen(placed: Placed, scheme: LayerScheme, target: Target, choice: Choice) 
     if gate:
         further = further[:-1]
         data["ptr"] = np.concatenate([data["ptr"], _channels(data["idx"], source)])
-    spec = Spec(source.image, out, further, segments, choice.vectors, choice.pixels_outer, mask, step.epilogue, ahead, gate)
+    spec = Spec(source.image, out, further, segments, choice.vectors, choice.pixels_outer, mask, step.epilogue, ahead, gate, _parts(data["w"].nbytes, placed))
     macs = kept * out.shape[0] * out.shape[2] * out.shape[3]
     sizes = "+".join(f"{c}x{f}" for _, c, f in segments)
     reason = f"{scheme.label}: planes, groups of filters {sizes}, {kept} of {flat.size} weights"
     label = f"{choice.vectors}x{target.lanes} pixels x {segments[0][2]} channels"
-    return Kernel("planar_conv", spec, step, data, label, macs, reason, units(n.dims for n in _nests(spec, target)), scratch=data["w"].nbytes if gate else 0, choice=choice)
+    return Kernel("planar_conv", spec, step, data, label, macs, reason, units(_dims(spec, target)), scratch=data["w"].nbytes if gate else 0, choice=choice)
 
 
 def fits(step: Step, source: Shape, out: Shape, target: Target) -> bool:
@@ -209,35 +213,83 @@ def _pixels_outer(count: int, vectors: int, flat: np.ndarray, source: Layout, gr
     return bool(kept * tiles <= inputs * sum(g.count for g in groups) or (kept <= L2_BYTES and inputs > L2_BYTES))
 
 
-@dataclass(frozen=True)
-class _Nest:
-    dims: tuple[int, int, int]
-    size: int  # vectors of a tile
-    first: int
-    segment: int
+def _parts(weights: int, placed: Placed) -> int:
+    """The parts of each image (planar.parts) where each thread does all filters for its own pixels, and reads all the packed ``weights`` (bytes) for that; 1 where these are more than the input."""
+    return planar.parts(placed.output, placed.threads) if weights <= 4 * placed.inputs[0].size // placed.output.shape[0] else 1
 
 
-def _nests(spec: Spec, target: Target) -> list[_Nest]:
-    found = []
-    for size, first, tiles in split(planar.vectors(spec.out, target.lanes), spec.vectors):
-        for index, (_, count, _) in enumerate(spec.segments):
-            dims = (spec.out.shape[0], tiles, count) if spec.pixels_outer else (spec.out.shape[0], count, tiles)
-            found.append(_Nest(dims, size, first, index))
-    return found
+def _tiles(spec: Spec, target: Target) -> list[tuple[int, tuple[int, ...], tuple[int, ...]]]:
+    """(vectors of a tile, its first vector in each part, tiles of each part) of each size of tile."""
+    return shares(planar.vectors(spec.out, target.lanes), spec.parts, spec.vectors)
+
+
+def _dims(spec: Spec, target: Target) -> list[tuple[int, ...]]:
+    """The loops that are divided into units: of parts; or of tiles and groups, tiles of each size for themselves; or of each segment's groups and all tiles."""
+    n, tiles = spec.out.shape[0], _tiles(spec, target)
+    if spec.parts > 1:
+        return [(n, spec.parts)]
+    if spec.pixels_outer:
+        return [(n, count, groups) for _, _, (count,) in tiles for _, groups, _ in spec.segments]
+    return [(n, groups, sum(count for _, _, (count,) in tiles)) for _, groups, _ in spec.segments]
 
 
 def emit(spec: Spec, name: str, target: Target) -> Any:
     """The kernel's PrimFunc."""
     from stages.compiler.kernels import tir
 
-    nests = _nests(spec, target)
+    T, dims = tir.T, _dims(spec, target)
+    tiles, segments = _tiles(spec, target), range(len(spec.segments))
+    every = min(sum(counts) for counts in zip(*(counts for _, _, counts in tiles), strict=True))  # tiles of a group, in the part that has fewest
 
     def body(o: Any) -> None:
         if spec.gate:
             _scale_weights(o, spec, spec.gate)
             o.w = o.s
-        for nest in nests:
-            tir.nest(o, units(n.dims for n in nests), nest.dims, _walker(o, spec, nest, target))
+
+        def visit(segment: int, size: int, n: Any, g: Any, vector: Any, ordinal: Any) -> None:
+            _visit(o, spec, (size, segment), (n, g, vector), (ordinal, max(1, every)) if spec.streamed == "group" else None, target)
+
+        def part(n: Any, p: Any) -> None:
+            """All tiles of one part, for all groups."""
+            places = [(size, tir.pick(p, firsts), tir.pick(p, counts)) for size, firsts, counts in tiles]
+            if spec.pixels_outer:
+                for size, first, count in places:
+                    with T.serial(0, count) as tile:
+                        for segment in segments:
+                            with T.serial(0, spec.segments[segment][1]) as g:
+                                visit(segment, size, n, g, first + tile * size, 0)
+                return
+            for segment in segments:
+                with T.serial(0, spec.segments[segment][1]) as g:
+                    before: Any = 0
+                    for size, first, count in places:
+                        with T.serial(0, count) as tile:
+                            visit(segment, size, n, g, first + tile * size, before + tile)
+                        before = before + count
+
+        def group(segment: int) -> Callable[..., None]:
+            def walk(n: Any, g: Any, tile: Any) -> None:
+                """One tile of any size: the sizes follow one another, so that a group's weights are read while they are near."""
+                (size, _, (longer,)), *shorter = tiles
+                if not shorter:
+                    visit(segment, size, n, g, tile * size, tile)
+                    return
+                with T.If(tile < longer):
+                    with T.Then():
+                        visit(segment, size, n, g, tile * size, tile)
+                    with T.Else():
+                        visit(segment, shorter[0][0], n, g, tile * shorter[0][0] + longer * (size - shorter[0][0]), tile)
+
+            return walk
+
+        if spec.parts > 1:
+            tir.nest(o, units(dims), dims[0], part)
+        elif spec.pixels_outer:
+            for (size, (first,), _), segment, loops in ((*pair, d) for pair, d in zip(((t, s) for t in tiles for s in segments), dims, strict=True)):
+                tir.nest(o, units(dims), loops, lambda n, tile, g, size=size, first=first, segment=segment: visit(segment, size, n, g, first + tile * size, 0))
+        else:
+            for segment in segments:
+                tir.nest(o, units(dims), dims[segment], group(segment))
 
     return tir.function(name, body)
 
@@ -262,25 +314,20 @@ def _scale_weights(o: Any, spec: Spec, gate: planar.Operand) -> None:
         before += count
 
 
-def _walker(o: Any, spec: Spec, nest: _Nest, target: Target) -> Callable[..., None]:
+def _visit(o: Any, spec: Spec, what: tuple[int, int], where: tuple[Any, Any, Any], ahead: tuple[Any, int] | None, target: Target) -> None:
+    """``what``: (vectors of a tile, segment); ``where``: (image, group of the segment, first vector). ``ahead`` as of ``_micro``."""
     from stages.compiler.kernels import tir
 
-    T = tir.T
-    start, _, filters = spec.segments[nest.segment]
-    before = sum(count for _, count, _ in spec.segments[: nest.segment])
+    T, (size, segment), (n, g, vector) = tir.T, what, where
+    start, _, filters = spec.segments[segment]
+    before = sum(count for _, count, _ in spec.segments[:segment])
     written = planar.vectors(spec.out, target.lanes) * target.lanes
-
-    def visit(n: Any, second: Any, third: Any) -> None:
-        tile, g = (second, third) if spec.pixels_outer else (third, second)
-        channel = T.Bind(g * filters + start)
-        if nest.first == 0:
-            with T.If(tile == 0), T.Then(), T.serial(0, filters) as f:
-                planar.zero_outside(o, T.Bind(n * spec.out.image + (channel + f) * spec.out.channel), spec.out, written, target.narrow)
-        pixel = T.Bind((tile * nest.size + nest.first) * target.lanes)
-        ahead = (tile, nest.dims[2]) if spec.streamed == "group" else None
-        _micro(o, spec, (nest.size, filters), n, channel, g + before, pixel, ahead, target)
-
-    return visit
+    channel = T.Bind(g * filters + start)
+    pixel = T.Bind(vector * target.lanes)
+    for where, zero in ((0, planar.zero_before), (written - size * target.lanes, lambda o, start, out, choices: planar.zero_behind(o, start, out, written, choices))):
+        with T.If(pixel == where), T.Then(), T.serial(0, filters) as f:
+            zero(o, T.Bind(n * spec.out.image + (channel + f) * spec.out.channel), spec.out, target.narrow)
+    _micro(o, spec, (size, filters), n, channel, g + before, pixel, ahead, target)
 
 
 def _micro(

@@ -22,7 +22,7 @@ _LATENCY = 4  # cycles from a multiply-add to the next on the same sum
 
 @dataclass(frozen=True)
 class Spec:
-    """All that the code depends on. ``x``: (origin moved by the padding, floats from image to image, plane to plane, row to row) of the input."""
+    """All that the code depends on. ``x``: (origin moved by the padding, floats from image to image, plane to plane, row to row) of the input; ``parts``: of each plane (planar.parts)."""
 
     x: tuple[int, int, int, int]
     out: Layout
@@ -31,6 +31,7 @@ class Spec:
     stride: tuple[int, int]
     rows: int
     epilogue: Epilogue
+    parts: int = 1
 
 
 def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
@@ -42,11 +43,12 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     n, c, h, w = out.shape
     kh, kw = step.weight.shape[2:]
     origin = source.origin - a["padding"][0] * source.cols - a["padding"][1]
-    rows = min(h, rows_at_once(kh * kw, a["stride"][0], target))
-    spec = Spec((origin, source.image, source.channel, source.cols), out, planar.operands(placed), (kh, kw), a["stride"], rows, step.epilogue)
+    parts = planar.parts(out, placed.threads)
+    rows = min(h // parts, rows_at_once(kh * kw, a["stride"][0], target))
+    spec = Spec((origin, source.image, source.channel, source.cols), out, planar.operands(placed), (kh, kw), a["stride"], rows, step.epilogue, parts)
     data = {"w": np.ascontiguousarray(step.weight.reshape(c, -1)).ravel(), "b": step.bias}
     macs = c * kh * kw * n * h * w
-    return Kernel("planar_depthwise", spec, step, data, f"{rows} rows", macs, "depthwise: one filter a plane", units([(n, c)]))
+    return Kernel("planar_depthwise", spec, step, data, f"{rows} rows", macs, "depthwise: one filter a plane", units([_dims(spec)]))
 
 
 def fits(step: Step, source: Shape, out: Shape, target: Target) -> bool:
@@ -71,38 +73,46 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
     """The kernel's PrimFunc."""
     from stages.compiler.kernels import tir
 
-    dims = spec.out.shape[:2]
+    dims = _dims(spec)
 
     def body(o: Any) -> None:
-        tir.nest(o, units([dims]), dims, lambda n, c: _plane(o, spec, n, c, target))
+        tir.nest(o, units([dims]), dims, lambda n, *rest: _plane(o, spec, n, rest[-1], rest[0] if spec.parts > 1 else 0, target))
 
     return tir.function(name, body)
 
 
-def _plane(o: Any, spec: Spec, n: Any, c: Any, target: Target) -> None:
+def _dims(spec: Spec) -> tuple[int, ...]:
+    """Images, parts of planes if there are several, planes."""
+    n, c = spec.out.shape[:2]
+    return (n, spec.parts, c) if spec.parts > 1 else (n, c)
+
+
+def _plane(o: Any, spec: Spec, n: Any, c: Any, part: Any, target: Target) -> None:
     from stages.compiler.kernels import tir
 
     T, out = tir.T, spec.out
+    height = out.shape[2] // spec.parts
+    first = T.Bind(part * height) if spec.parts > 1 else 0
     start = T.Bind(n * out.image + c * out.channel)
     source = T.Bind(spec.x[0] + n * spec.x[1] + c * spec.x[2])
     if costly(spec.epilogue) and 4 * out.channel <= NEAR:  # between multiply-adds its constants would drive the weights out of the registers
-        sweep(o, replace(spec, epilogue=()), n, c, source, out.shape[2], 0, target)
-        _activate(o, spec, n, c, target)
+        sweep(o, replace(spec, epilogue=()), n, c, source, height, first, target)
+        _activate(o, spec, n, c, first, height, target)
     else:
-        sweep(o, spec, n, c, source, out.shape[2], 0, target)
-    planar.zero_outside(o, start, out, planar.span(out), target.narrow)
-    planar.zero_columns(o, start, out, target.narrow)
+        sweep(o, spec, n, c, source, height, first, target)
+    planar.zero_frame(o, start, out, part, spec.parts, target.narrow)
 
 
-def _activate(o: Any, spec: Spec, n: Any, c: Any, target: Target) -> None:
-    """The epilogue of a plane of sums, in place, by a walk along all its floats: each once, those of the frame too."""
+def _activate(o: Any, spec: Spec, n: Any, c: Any, first: Any, height: int, target: Target) -> None:
+    """The epilogue of ``height`` rows of sums from row ``first`` on, in place, by a walk along all their floats: each once, those of the frame between them too."""
     from stages.compiler.kernels import tir
 
-    def finish(pixel: Any, lanes: int) -> None:
+    def finish(offset: Any, lanes: int) -> None:
+        pixel = first * spec.out.cols + offset
         here = spec.out.origin + n * spec.out.image + c * spec.out.channel + pixel
         planar.finish(o, o.y[tir.at(here, lanes)], spec.epilogue, spec.extras, n, c, pixel, lanes, spec.out)
 
-    whole, rest = divmod(planar.span(spec.out), target.lanes)
+    whole, rest = divmod((height - 1) * spec.out.cols + spec.out.shape[3], target.lanes)
     with tir.T.serial(0, whole) as v:
         finish(v * target.lanes, target.lanes)
     for start, lanes in tir.widths(rest, target.narrow):

@@ -17,13 +17,14 @@ from stages.schemes.scheme import LayerScheme
 
 @dataclass(frozen=True)
 class Spec:
-    """All that the code depends on. ``mask``: float of operand b where the mask of the image begins."""
+    """All that the code depends on. ``mask``: float of operand b where the mask of the image begins; ``parts``: of each plane, for threads."""
 
     x: tuple[int, int, int]
     out: Layout
     extras: tuple[planar.Operand, ...]
     mask: int
     epilogue: Epilogue
+    parts: int = 1
 
 
 def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
@@ -39,13 +40,19 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     if affine:
         data["w"] = np.asarray(step.attrs["scale"], np.float32)
     names = ", ".join(str(item[0]) for item in step.epilogue) or "copy"
-    spec = Spec((source.origin, source.image, source.channel), out, planar.operands(placed), len(shift), step.epilogue)
-    return Kernel("planar_elementwise", spec, step, data, "", 0, f"planes: {names}", units([out.shape[:2]]))
+    spec = Spec((source.origin, source.image, source.channel), out, planar.operands(placed), len(shift), step.epilogue, planar.parts(out, placed.threads))
+    return Kernel("planar_elementwise", spec, step, data, "", 0, f"planes: {names}", units([_dims(spec)]))
 
 
 def fits(step: Step, source: Shape, out: Shape, target: Target) -> bool:
     """Whether an "elementwise" step goes over an image."""
     return source == out and out[2:] != (1, 1)
+
+
+def _dims(spec: Spec) -> tuple[int, ...]:
+    """Images, parts of planes if there are several, planes."""
+    n, c = spec.out.shape[:2]
+    return (n, spec.parts, c) if spec.parts > 1 else (n, c)
 
 
 def emit(spec: Spec, name: str, target: Target) -> Any:
@@ -54,15 +61,17 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
 
     T, lanes, out = tir.T, target.lanes, spec.out
 
-    def plane(o: Any, n: Any, c: Any) -> None:
-        planar.zero_outside(o, T.Bind(n * out.image + c * out.channel), out, planar.vectors(out, lanes) * lanes, target.narrow)
+    def plane(o: Any, n: Any, c: Any, part: Any = 0) -> None:
+        with T.If(part == 0), T.Then():
+            planar.zero_outside(o, T.Bind(n * out.image + c * out.channel), out, planar.vectors(out, lanes) * lanes, target.narrow)
         source = T.Bind(spec.x[0] + n * spec.x[1] + c * spec.x[2])
-        with T.serial(0, planar.vectors(out, lanes)) as v:
+        ends = [planar.vectors(out, lanes) * p // spec.parts for p in range(spec.parts + 1)]
+        with T.serial(tir.pick(part, ends[:-1]), tir.pick(part, ends[1:])) as v:
             value = T.Bind(o.x[tir.at(source + v * lanes, lanes)])
             mask = T.Bind(o.b[tir.at(v * lanes + spec.mask, lanes)]) > tir.splat(0, lanes)
             planar.finish(o, value, spec.epilogue, spec.extras, n, c, v * lanes, lanes, out, mask)
 
     def body(o: Any) -> None:
-        tir.nest(o, units([out.shape[:2]]), out.shape[:2], lambda n, c: plane(o, n, c))
+        tir.nest(o, units([_dims(spec)]), _dims(spec), lambda n, *rest: plane(o, n, rest[-1], rest[0] if spec.parts > 1 else 0))
 
     return tir.function(name, body)

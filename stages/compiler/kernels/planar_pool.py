@@ -16,7 +16,7 @@ from stages.schemes.scheme import LayerScheme
 
 @dataclass(frozen=True)
 class Spec:
-    """All that the code depends on. ``window``: rows and columns of each; ``stride`` 0 where one window is the whole plane."""
+    """All that the code depends on. ``window``: rows and columns of each; ``stride`` 0 where one window is the whole plane; ``parts``: of each plane (planar.parts)."""
 
     kind: str
     x: tuple[int, int, int, int]
@@ -25,6 +25,7 @@ class Spec:
     out: Layout
     extras: tuple[planar.Operand, ...]
     epilogue: Epilogue
+    parts: int = 1
 
 
 def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
@@ -37,8 +38,8 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
         return None
     ((_, _, y0, _, kh, _),), ((_, _, x0, sw, kw, _),) = runs(step.attrs["rows"]), runs(step.attrs["cols"])
     x = (source.origin + y0 * source.cols + x0, source.image, source.channel, source.cols)
-    spec = Spec(step.attrs["kind"], x, (kh, kw), 0 if whole else sw, out, planar.operands(placed), step.epilogue)
-    return Kernel("planar_pool", spec, step, {}, "", 0, f"planes: {step.attrs['kind']} pooling", units([out.shape[:2]]))
+    spec = Spec(step.attrs["kind"], x, (kh, kw), 0 if whole else sw, out, planar.operands(placed), step.epilogue, 1 if whole else planar.parts(out, placed.threads))
+    return Kernel("planar_pool", spec, step, {}, "", 0, f"planes: {step.attrs['kind']} pooling", units([_dims(spec)]))
 
 
 def fits(step: Step, source: Shape, out: Shape, target: Target) -> bool:
@@ -55,12 +56,18 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
     """The kernel's PrimFunc."""
     from stages.compiler.kernels import tir
 
-    plane = _rows if spec.stride else _whole
+    plane, dims = _rows if spec.stride else _whole, _dims(spec)
 
     def body(o: Any) -> None:
-        tir.nest(o, units([spec.out.shape[:2]]), spec.out.shape[:2], lambda n, c: plane(o, spec, n, c, target))
+        tir.nest(o, units([dims]), dims, lambda n, *rest: plane(o, spec, n, rest[-1], rest[0] if spec.parts > 1 else 0, target))
 
     return tir.function(name, body)
+
+
+def _dims(spec: Spec) -> tuple[int, ...]:
+    """Images, parts of planes if there are several, planes."""
+    n, c = spec.out.shape[:2]
+    return (n, spec.parts, c) if spec.parts > 1 else (n, c)
 
 
 def _join(spec: Spec, a: Any, b: Any) -> Any:
@@ -69,7 +76,7 @@ def _join(spec: Spec, a: Any, b: Any) -> Any:
     return tir.tirx.max(a, b) if spec.kind == "max" else a + b
 
 
-def _whole(o: Any, spec: Spec, n: Any, c: Any, target: Target) -> None:
+def _whole(o: Any, spec: Spec, n: Any, c: Any, _: Any, target: Target) -> None:
     """One number a plane: vectors along the rows, summed over rows, then over lanes."""
     from stages.compiler.kernels import tir
 
@@ -90,17 +97,17 @@ def _whole(o: Any, spec: Spec, n: Any, c: Any, target: Target) -> None:
     planar.finish(o, value, spec.epilogue, spec.extras, n, c, 0, 1, spec.out)
 
 
-def _rows(o: Any, spec: Spec, n: Any, c: Any, target: Target) -> None:
+def _rows(o: Any, spec: Spec, n: Any, c: Any, part: Any, target: Target) -> None:
     from stages.compiler.kernels import tir
     from stages.compiler.kernels.planar_rows import Row, mask
 
     T, out, (kh, kw) = tir.T, spec.out, spec.window
     starts, lanes = planar.columns(out.shape[3], out.cols, target)
     start = T.Bind(n * out.image + c * out.channel)
-    planar.zero_outside(o, start, out, planar.span(out), target.narrow)
-    planar.zero_columns(o, start, out, target.narrow)
+    planar.zero_frame(o, start, out, part, spec.parts, target.narrow)
+    rows = out.shape[2] // spec.parts
     source = T.Bind(spec.x[0] + n * spec.x[1] + c * spec.x[2])
-    with T.serial(0, out.shape[2]) as y:
+    with T.serial(part * rows, part * rows + rows) as y:
         for col in starts:
             value: Any = None
             for r in range(kh):

@@ -18,24 +18,27 @@ BLOCK = 8  # pixels and channels of a block: 8 vectors of 8 are transposed by 24
 
 @dataclass(frozen=True)
 class Spec:
-    """All that the code depends on: both Layouts, one of them planes."""
+    """All that the code depends on: both Layouts, one of them planes, and whether threads divide the rows, not the channels."""
 
     source: Layout
     out: Layout
+    by_rows: bool = False
+
+    @property
+    def dims(self) -> tuple[int, int, int]:
+        """Images, blocks of channels, rows; or rows before blocks."""
+        n, c, h, _ = self.out.shape
+        blocks = -(-c // BLOCK)
+        return (n, h, blocks) if self.by_rows else (n, blocks, h)
 
 
 def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     """The kernel of a "relayout" step, None for any other."""
     if placed.step.op != "relayout":
         return None
-    spec = Spec(placed.inputs[0], placed.output)
-    return Kernel("relayout", spec, placed.step, {}, "", 0, "pixel-major to planes" if planar.is_plane(spec.out) else "planes to pixel-major", units([_dims(spec)]))
-
-
-def _dims(spec: Spec) -> tuple[int, int, int]:
-    """Images, blocks of channels, rows."""
-    n, c, h, _ = spec.out.shape
-    return (n, -(-c // BLOCK), h)
+    planes = placed.output if planar.is_plane(placed.output) else placed.inputs[0]
+    spec = Spec(placed.inputs[0], placed.output, planar.parts(planes, placed.threads) > 1)
+    return Kernel("relayout", spec, placed.step, {}, "", 0, "pixel-major to planes" if planar.is_plane(spec.out) else "planes to pixel-major", units([spec.dims]))
 
 
 def emit(spec: Spec, name: str, target: Target) -> Any:
@@ -54,29 +57,21 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
                     _row(o, spec, n, channels - channels % BLOCK, y, channels % BLOCK, target)
 
     def body(o: Any) -> None:
-        if planar.is_plane(out):
-            _frames(o, spec, target)
-        else:
+        if not planar.is_plane(out):
             tir.zero_frame(o, out, target.narrow)
-        tir.nest(o, units([_dims(spec)]), _dims(spec), lambda n, block, y: visit(o, n, block, y))
+        tir.nest(o, units([spec.dims]), spec.dims, lambda n, a, b: visit(o, n, b, a) if spec.by_rows else visit(o, n, a, b))
 
     return tir.function(name, body)
 
 
-def _frames(o: Any, spec: Spec, target: Target) -> None:
-    from stages.compiler.kernels import tir
-
-    T, out = tir.T, spec.out
-    with T.If(o.lo == 0), T.Then(), T.serial(0, out.shape[0] * out.shape[1]) as p:
-        planar.zero_outside(o, T.Bind(p * out.channel), out, planar.span(out), target.narrow)
-        planar.zero_columns(o, T.Bind(p * out.channel), out, target.narrow)
-
-
 def _row(o: Any, spec: Spec, n: Any, channel: Any, y: Any, count: int, target: Target) -> None:
-    """One row of ``count`` channels."""
+    """One row of ``count`` channels, and the frame behind it."""
     from stages.compiler.kernels import tir
 
-    T, width = tir.T, spec.out.shape[3]
+    T, out, width = tir.T, spec.out, spec.out.shape[3]
+    if planar.is_plane(out):
+        with T.serial(0, count) as c:
+            planar.zero_frame(o, T.Bind(n * out.image + (channel + c) * out.channel), out, y, out.shape[2], target.narrow)
     for size, first, tiles in split(width, BLOCK):
         with T.serial(0, tiles) as tile:
             _block(o, spec, n, channel, y, T.Bind(tile * size + first), count, size)

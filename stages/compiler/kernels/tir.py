@@ -69,6 +69,16 @@ def overlap(o: Any, first: int, count: int) -> tuple[Any, Any]:
     return tuple(T.Bind(tirx.max(0, tirx.min(count, bound - first))) for bound in (o.lo, o.hi))
 
 
+def pick(index: Any, values: Sequence[int]) -> Any:
+    """``values[index]`` of constants, at run time only where they differ."""
+    if len(set(values)) == 1:
+        return values[0]
+    found: Any = T.int32(values[-1])
+    for number, value in reversed(list(enumerate(values[:-1]))):
+        found = tirx.Select(index == number, T.int32(value), found)
+    return T.Bind(found)
+
+
 def _decoded(unit: Any, dims: Sequence[int]) -> list[Any]:
     """The loop indices of a flattened unit, outermost first; loops of one round cost nothing."""
     found: list[Any] = []

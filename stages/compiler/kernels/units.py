@@ -7,6 +7,7 @@ another instead (tir.overlap): by the rule the last thread would get the odd one
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from math import prod
 
 WANTED = 32  # units per nest where there are as many: enough that a few threads end together
@@ -32,6 +33,17 @@ def split(total: int, size: int) -> list[tuple[int, int, int]]:
     base, longer = divmod(total, tiles)
     found = [(base + 1, 0, longer), (base, longer * (base + 1), tiles - longer)]
     return [f for f in found if f[2]]
+
+
+def shares(total: int, parts: int, size: int) -> list[tuple[int, tuple[int, ...], tuple[int, ...]]]:
+    """``total`` positions in ``parts`` parts of consecutive ones, each in balanced tiles of at most ``size``: (tile size, first position of each part, tiles of each part), larger tiles first.
+
+    7 by 2 in 2 parts -> [(2, (0, 3), (1, 2)), (1, (2, 7), (1, 0))]: 0 to 1 and 2; 3 to 4 and 5 to 6.
+    """
+    ends = [total * part // parts for part in range(parts + 1)]
+    divided = [{s: (begin + first, tiles) for s, first, tiles in (split(end - begin, size) if end > begin else ())} for begin, end in pairwise(ends)]
+    sizes = sorted({s for part in divided for s in part}, reverse=True)
+    return [(s, *zip(*(part.get(s, (end, 0)) for part, end in zip(divided, ends[1:], strict=True)), strict=True)) for s in sizes]
 
 
 def channel_blocks(channels: int, choices: tuple[int, ...], most: int) -> list[tuple[int, int, int, int]]:
