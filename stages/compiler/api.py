@@ -88,11 +88,11 @@ class Build:
         self.graph, self.target, self.name = graph, target, name.partition(":")[0]
         program = simplified(graph, tensors, scheme, target)
         known = database.find_planes(network(program), target) if planes is None else (planes, database.ASKED)
-        made = arrange(program, target) if known is None else arranged(program, known[0], target)
+        made = arrange(program, target, threads=threads) if known is None else arranged(program, known[0], target, threads)
         self.arrangement = {"planes": [list(size) for size in made.resolutions], "chosen": known[1] if known else database.MODEL}
         self.program = fuse_bands(absorb_gates(made.program, made.planes), made.planes, target)
         self.layouts = layouts(self.program, target, made.planes)
-        self.kernels = [select(step, self.layouts, target, threads) for step in self.program.steps]
+        self.kernels = [select(step, self.layouts, target) for step in self.program.steps]
         self.plan = plan(self.program, self.layouts, max((k.scratch for k in self.kernels), default=0), threads)
         self.blob, self.places = pack(self.kernels)
         self.names, self.objects, _ = cache.objects(self.kernels, target)

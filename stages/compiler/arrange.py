@@ -38,15 +38,15 @@ def resolution(program: Program, name: str) -> Resolution:
     return (h, w)
 
 
-def arrange(program: Program, target: Target, cost: Callable[[Step, Program, bool, Target], float] = estimate) -> Arranged:
-    """The arrangement that is estimated to be the fastest."""
-    return arranged(program, rank(program, target, cost)[0][1], target)
+def arrange(program: Program, target: Target, cost: Callable[[Step, Program, bool, Target], float] = estimate, threads: int = 1) -> Arranged:
+    """The arrangement that is estimated to be the fastest, for ``threads`` threads."""
+    return arranged(program, rank(program, target, cost)[0][1], target, threads)
 
 
-def arranged(program: Program, chosen: Resolutions, target: Target) -> Arranged:
+def arranged(program: Program, chosen: Resolutions, target: Target, threads: int = 1) -> Arranged:
     """The arrangement in which the resolutions ``chosen`` run on planes."""
     rewritten, on_planes = _fold_input(*_rewritten(program, chosen, target))
-    return Arranged(rewritten, _geometry(rewritten, on_planes), chosen)
+    return Arranged(rewritten, _geometry(rewritten, on_planes, threads), chosen)
 
 
 def rank(program: Program, target: Target, cost: Callable[[Step, Program, bool, Target], float] = estimate) -> list[tuple[float, Resolutions]]:
@@ -142,19 +142,22 @@ def _fold_input(program: Program, on_planes: set[str]) -> tuple[Program, set[str
     return replace(program, steps=kept, values={name: value for name, value in program.values.items() if name not in gone}), on_planes - gone
 
 
-def _geometry(program: Program, on_planes: Collection[str]) -> dict[str, Layout]:
-    """The Layouts of planes: one frame for each resolution, as wide as the widest reader needs."""
+def _geometry(program: Program, on_planes: Collection[str], threads: int) -> dict[str, Layout]:
+    """The Layouts of planes: one frame for each resolution, as wide as the widest reader needs, and one division among ``threads`` threads."""
     pads: dict[Resolution, int] = {}
-    by_rows: set[Resolution] = set()
+    halos: dict[Resolution, int] = {}  # of resolutions with a depthwise layer, the rows that one reads beyond its own
     for step in program.steps:
         if step.op in ("conv", "depthwise") and step.inputs[0] in on_planes:
             here = resolution(program, step.inputs[0])
             pads[here] = max(pads.get(here, 0), *frame(step, program.values[step.inputs[0]], program.values[step.output]))
         if step.op == "depthwise":
-            by_rows |= {resolution(program, step.inputs[0]), resolution(program, step.output)}
+            assert step.weight is not None
+            for here in (resolution(program, step.inputs[0]), resolution(program, step.output)):
+                halos[here] = max(halos.get(here, 0), step.weight.shape[2] - 1)
 
     def layout(name: str) -> Layout:
         here = resolution(program, name)
-        return planar.layout(program.values[name].shape, pads.get(here, 0), here in by_rows)
+        made = planar.layout(program.values[name].shape, pads.get(here, 0), here in halos)
+        return replace(made, parts=planar.parts(made, halos.get(here, 0), threads))
 
     return {name: layout(name) for name in on_planes}

@@ -92,7 +92,8 @@ class Layout:
 
     Pixel-major (NHWC): ``pitch`` floats from pixel to pixel, a zeroed frame of ``border`` = (top, left, bottom, right) pixels. ``part`` of a pixel's floats belong to this Value (its channels
     rounded up to a vector): no kernel may write the others; 0 means all of them. With ``planar`` the order is NCHW, the frame included, and ``pitch`` is 1. Example: shape (1, 24, 56, 56), pitch 24, border (1, 1, 1, 1): 58 * 58 * 24 floats; pixel (0, 0) begins at float 59 * 24.
-    A planar Layout may leave ``lead`` floats before the first row of a plane and take ``plane`` floats for each (kernels/planar.py says why).
+    A planar Layout may leave ``lead`` floats before the first row of a plane and take ``plane`` floats for each (kernels/planar.py says why). Threads divide each plane into ``parts`` of as many rows; 1: they
+    divide the planes.
     """
 
     shape: tuple[int, int, int, int]
@@ -102,6 +103,7 @@ class Layout:
     part: int = 0
     lead: int = 0
     plane: int = 0
+    parts: int = 1
 
     @property
     def width(self) -> int:

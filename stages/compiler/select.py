@@ -24,9 +24,9 @@ TUNABLE = ("planar_conv", "winograd", "gather")
 FIXED = ("matvec",)  # those that take a step (``takes``) whatever was measured of the rules behind them
 
 
-def select(step: Step, layouts: Mapping[str, Layout], target: Target, threads: int = 1) -> Kernel:
-    """The kernel for ``step`` on ``threads`` threads: the choice of the tuning database where it has one. UnsupportedOperator when no rule takes it."""
-    placed = place(step, layouts, threads)
+def select(step: Step, layouts: Mapping[str, Layout], target: Target) -> Kernel:
+    """The kernel for ``step``: the choice of the tuning database where it has one. UnsupportedOperator when no rule takes it."""
+    placed = place(step, layouts)
     name = None if any(_module(rule).takes(placed) for rule in FIXED) else signature(placed)
     found = database.find(name, target) if name is not None else None
     choice = decode(found[0]) if found is not None else None
@@ -35,10 +35,10 @@ def select(step: Step, layouts: Mapping[str, Layout], target: Target, threads: i
     return dataclasses.replace(chosen(placed, choice, target), tuned=found[1])
 
 
-def place(step: Step, layouts: Mapping[str, Layout], threads: int = 1) -> Placed:
+def place(step: Step, layouts: Mapping[str, Layout]) -> Placed:
     """``step`` with the Layouts of its operands."""
     none = Layout((0, 0, 0, 0), 0)  # the caller's memory has no Layout of ours
-    return Placed(step, tuple(layouts.get(name, none) for name in step.inputs), layouts.get(step.output, none), threads)
+    return Placed(step, tuple(layouts.get(name, none) for name in step.inputs), layouts.get(step.output, none))
 
 
 def untuned(placed: Placed, target: Target) -> Kernel:

@@ -15,11 +15,15 @@ from stages.schemes.scheme import LayerScheme
 
 @dataclass(frozen=True)
 class Spec:
-    """All that the code depends on: which way, and the Layout inside; ``by_rows``: threads divide the rows of planes, not the planes."""
+    """All that the code depends on: which way, and the Layout inside."""
 
     inward: bool
     inside: Layout
-    by_rows: bool = False
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether threads divide the rows of planes."""
+        return self.inside.parts > 1
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -35,7 +39,7 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
         return None
     inward = step.op == "input"
     inside = placed.output if inward else placed.inputs[0]
-    spec = Spec(inward, inside, inside.planar and planar.parts(inside, placed.threads) > 1)
+    spec = Spec(inward, inside)
     return Kernel("boundary", spec, step, {}, "", 0, f"NCHW {'to' if inward else 'from'} {'planes' if inside.planar else 'NHWC'}", units([spec.dims]))
 
 

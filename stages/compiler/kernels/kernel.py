@@ -13,12 +13,11 @@ from stages.compiler.ir import Layout, Step, View
 
 @dataclass(frozen=True)
 class Placed:
-    """A Step with the Layouts of its operands, in the order of ``step.inputs``, and of its result, for a network on ``threads`` threads."""
+    """A Step with the Layouts of its operands, in the order of ``step.inputs``, and of its result."""
 
     step: Step
     inputs: tuple[Layout, ...]
     output: Layout
-    threads: int = 1
 
     @property
     def modes(self) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 ALIGNED = 16  # floats: planes and the first pixel of each begin at a cache line
 _WIDER = 1.11  # times a row's length that it may be to end at a cache line: flat walks compute the frame's columns too
+_HALO = 0.15  # of a part's rows, that a depthwise layer reads beyond them
 _SHARE = 1024  # bytes of a part: of smaller ones the processors' prefetchers ask for too much that is another core's
 
 
@@ -80,14 +81,16 @@ def vectors(layout: Layout, lanes: int) -> int:
     return -(-span(layout) // lanes)
 
 
-def parts(layout: Layout, threads: int) -> int:
+def parts(layout: Layout, halo: int, threads: int) -> int:
     """Into how many parts of as many rows each a plane is divided, so that every thread has the same pixels in layer after layer and reads what it wrote. 1: whole images do that, or threads divide the planes.
 
-    Measured, two Granite Rapids cores: 3x3 layers of ResNet-18 at 5.3x on 56x56 are 1.8 times as fast as on one core, 1.0 to 1.3 where each core reads half of its input from the other one's cache.
+    ``halo``: rows beyond its own that a depthwise layer reads for a part. Measured, two Granite Rapids cores: 3x3 layers of ResNet-18 at 5.3x on 56x56 are 1.8 times as fast as on one core, 1.0 to 1.3 where
+    each core reads half of its input from the other one's cache.
     """
     n, _, rows, _ = layout.shape
     wanted = threads // gcd(threads, n)
-    return wanted if rows % wanted == 0 and rows // wanted * layout.cols * 4 >= _SHARE else 1
+    large = rows % wanted == 0 and rows // wanted * layout.cols * 4 >= _SHARE
+    return wanted if large and halo <= _HALO * rows / wanted else 1
 
 
 def columns(width: int, room: int, target: Target) -> tuple[list[int], int]:

@@ -79,7 +79,7 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     rows = min(h, planar_depthwise.rows_at_once(kh * kw, a["stride"][0], target))
     depthwise = planar_depthwise.Spec((0, 0, 0, source.cols), out, planar.operands(placed), (kh, kw), a["stride"], rows, step.epilogue)
     segments = tuple((g.start, g.count, g.lanes * g.vectors) for g in groups)
-    height = _height(h, max(s[2] for s in segments), source.cols, a["stride"][0], kh, planar.parts(out, placed.threads))
+    height = _height(h, max(s[2] for s in segments), source.cols, a["stride"][0], kh, out.parts)
     spec = Spec(source, segments, vectors, expand.epilogue, a["padding"], h // height, height, bias, len(biases) + before, depthwise)
     data = {"w": np.concatenate([own, data["w"]]), "b": np.concatenate([biases, _inside(spec, before, target.lanes)]), "ptr": ptr, "idx": data["idx"]}
     macs = kept * n * source.shape[2] * source.shape[3] + len(own) * n * h * w

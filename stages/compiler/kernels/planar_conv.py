@@ -214,8 +214,8 @@ def _pixels_outer(count: int, vectors: int, flat: np.ndarray, source: Layout, gr
 
 
 def _parts(weights: int, placed: Placed) -> int:
-    """The parts of each image (planar.parts) where each thread does all filters for its own pixels, and reads all the packed ``weights`` (bytes) for that; 1 where these are more than the input."""
-    return planar.parts(placed.output, placed.threads) if weights <= 4 * placed.inputs[0].size // placed.output.shape[0] else 1
+    """The parts of each plane where each thread does all filters for its own pixels, and reads all the packed ``weights`` (bytes) for that; 1 where these are more than the input."""
+    return placed.output.parts if weights <= 4 * placed.inputs[0].size // placed.output.shape[0] else 1
 
 
 def _tiles(spec: Spec, target: Target) -> list[tuple[int, tuple[int, ...], tuple[int, ...]]]:

@@ -22,7 +22,7 @@ _LATENCY = 4  # cycles from a multiply-add to the next on the same sum
 
 @dataclass(frozen=True)
 class Spec:
-    """All that the code depends on. ``x``: (origin moved by the padding, floats from image to image, plane to plane, row to row) of the input; ``parts``: of each plane (planar.parts)."""
+    """All that the code depends on. ``x``: (origin moved by the padding, floats from image to image, plane to plane, row to row) of the input."""
 
     x: tuple[int, int, int, int]
     out: Layout
@@ -31,7 +31,6 @@ class Spec:
     stride: tuple[int, int]
     rows: int
     epilogue: Epilogue
-    parts: int = 1
 
 
 def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
@@ -43,9 +42,8 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     n, c, h, w = out.shape
     kh, kw = step.weight.shape[2:]
     origin = source.origin - a["padding"][0] * source.cols - a["padding"][1]
-    parts = planar.parts(out, placed.threads)
-    rows = min(h // parts, rows_at_once(kh * kw, a["stride"][0], target))
-    spec = Spec((origin, source.image, source.channel, source.cols), out, planar.operands(placed), (kh, kw), a["stride"], rows, step.epilogue, parts)
+    rows = min(h // out.parts, rows_at_once(kh * kw, a["stride"][0], target))
+    spec = Spec((origin, source.image, source.channel, source.cols), out, planar.operands(placed), (kh, kw), a["stride"], rows, step.epilogue)
     data = {"w": np.ascontiguousarray(step.weight.reshape(c, -1)).ravel(), "b": step.bias}
     macs = c * kh * kw * n * h * w
     return Kernel("planar_depthwise", spec, step, data, f"{rows} rows", macs, "depthwise: one filter a plane", units([_dims(spec)]))
@@ -76,7 +74,7 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
     dims = _dims(spec)
 
     def body(o: Any) -> None:
-        tir.nest(o, units([dims]), dims, lambda n, *rest: _plane(o, spec, n, rest[-1], rest[0] if spec.parts > 1 else 0, target))
+        tir.nest(o, units([dims]), dims, lambda n, *rest: _plane(o, spec, n, rest[-1], rest[0] if spec.out.parts > 1 else 0, target))
 
     return tir.function(name, body)
 
@@ -84,15 +82,15 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
 def _dims(spec: Spec) -> tuple[int, ...]:
     """Images, parts of planes if there are several, planes."""
     n, c = spec.out.shape[:2]
-    return (n, spec.parts, c) if spec.parts > 1 else (n, c)
+    return (n, spec.out.parts, c) if spec.out.parts > 1 else (n, c)
 
 
 def _plane(o: Any, spec: Spec, n: Any, c: Any, part: Any, target: Target) -> None:
     from stages.compiler.kernels import tir
 
     T, out = tir.T, spec.out
-    height = out.shape[2] // spec.parts
-    first = T.Bind(part * height) if spec.parts > 1 else 0
+    height = out.shape[2] // spec.out.parts
+    first = T.Bind(part * height) if spec.out.parts > 1 else 0
     start = T.Bind(n * out.image + c * out.channel)
     source = T.Bind(spec.x[0] + n * spec.x[1] + c * spec.x[2])
     if costly(spec.epilogue) and 4 * out.channel <= NEAR:  # between multiply-adds its constants would drive the weights out of the registers
@@ -100,7 +98,7 @@ def _plane(o: Any, spec: Spec, n: Any, c: Any, part: Any, target: Target) -> Non
         _activate(o, spec, n, c, first, height, target)
     else:
         sweep(o, spec, n, c, source, height, first, target)
-    planar.zero_frame(o, start, out, part, spec.parts, target.narrow)
+    planar.zero_frame(o, start, out, part, spec.out.parts, target.narrow)
 
 
 def _activate(o: Any, spec: Spec, n: Any, c: Any, first: Any, height: int, target: Target) -> None:

@@ -17,14 +17,13 @@ from stages.schemes.scheme import LayerScheme
 
 @dataclass(frozen=True)
 class Spec:
-    """All that the code depends on. ``mask``: float of operand b where the mask of the image begins; ``parts``: of each plane, for threads."""
+    """All that the code depends on. ``mask``: float of operand b where the mask of the image begins."""
 
     x: tuple[int, int, int]
     out: Layout
     extras: tuple[planar.Operand, ...]
     mask: int
     epilogue: Epilogue
-    parts: int = 1
 
 
 def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
@@ -40,7 +39,7 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     if affine:
         data["w"] = np.asarray(step.attrs["scale"], np.float32)
     names = ", ".join(str(item[0]) for item in step.epilogue) or "copy"
-    spec = Spec((source.origin, source.image, source.channel), out, planar.operands(placed), len(shift), step.epilogue, planar.parts(out, placed.threads))
+    spec = Spec((source.origin, source.image, source.channel), out, planar.operands(placed), len(shift), step.epilogue)
     return Kernel("planar_elementwise", spec, step, data, "", 0, f"planes: {names}", units([_dims(spec)]))
 
 
@@ -52,7 +51,7 @@ def fits(step: Step, source: Shape, out: Shape, target: Target) -> bool:
 def _dims(spec: Spec) -> tuple[int, ...]:
     """Images, parts of planes if there are several, planes."""
     n, c = spec.out.shape[:2]
-    return (n, spec.parts, c) if spec.parts > 1 else (n, c)
+    return (n, spec.out.parts, c) if spec.out.parts > 1 else (n, c)
 
 
 def emit(spec: Spec, name: str, target: Target) -> Any:
@@ -65,13 +64,13 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
         with T.If(part == 0), T.Then():
             planar.zero_outside(o, T.Bind(n * out.image + c * out.channel), out, planar.vectors(out, lanes) * lanes, target.narrow)
         source = T.Bind(spec.x[0] + n * spec.x[1] + c * spec.x[2])
-        ends = [planar.vectors(out, lanes) * p // spec.parts for p in range(spec.parts + 1)]
+        ends = [planar.vectors(out, lanes) * p // spec.out.parts for p in range(spec.out.parts + 1)]
         with T.serial(tir.pick(part, ends[:-1]), tir.pick(part, ends[1:])) as v:
             value = T.Bind(o.x[tir.at(source + v * lanes, lanes)])
             mask = T.Bind(o.b[tir.at(v * lanes + spec.mask, lanes)]) > tir.splat(0, lanes)
             planar.finish(o, value, spec.epilogue, spec.extras, n, c, v * lanes, lanes, out, mask)
 
     def body(o: Any) -> None:
-        tir.nest(o, units([_dims(spec)]), _dims(spec), lambda n, *rest: plane(o, n, rest[-1], rest[0] if spec.parts > 1 else 0))
+        tir.nest(o, units([_dims(spec)]), _dims(spec), lambda n, *rest: plane(o, n, rest[-1], rest[0] if spec.out.parts > 1 else 0))
 
     return tir.function(name, body)

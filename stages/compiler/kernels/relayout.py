@@ -18,11 +18,10 @@ BLOCK = 8  # pixels and channels of a block: 8 vectors of 8 are transposed by 24
 
 @dataclass(frozen=True)
 class Spec:
-    """All that the code depends on: both Layouts, one of them planes, and whether threads divide the rows, not the channels."""
+    """All that the code depends on: both Layouts, one of them planes."""
 
     source: Layout
     out: Layout
-    by_rows: bool = False
 
     @property
     def dims(self) -> tuple[int, int, int]:
@@ -31,13 +30,17 @@ class Spec:
         blocks = -(-c // BLOCK)
         return (n, h, blocks) if self.by_rows else (n, blocks, h)
 
+    @property
+    def by_rows(self) -> bool:
+        """Whether threads divide the rows of the planes."""
+        return max(self.source.parts, self.out.parts) > 1
+
 
 def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     """The kernel of a "relayout" step, None for any other."""
     if placed.step.op != "relayout":
         return None
-    planes = placed.output if planar.is_plane(placed.output) else placed.inputs[0]
-    spec = Spec(placed.inputs[0], placed.output, planar.parts(planes, placed.threads) > 1)
+    spec = Spec(placed.inputs[0], placed.output)
     return Kernel("relayout", spec, placed.step, {}, "", 0, "pixel-major to planes" if planar.is_plane(spec.out) else "planes to pixel-major", units([spec.dims]))
 
 

@@ -22,19 +22,18 @@ BAND = 8  # pairs of rows that are one unit of work
 
 @dataclass(frozen=True)
 class Spec:
-    """All that the code depends on. ``source``: first float, and floats from image to image, channel to channel and row to row; ``size``: rows and columns that come in; ``foreign``: from the caller's memory; ``parts``: of each plane, for threads."""
+    """All that the code depends on. ``source``: first float, and floats from image to image, channel to channel and row to row; ``size``: rows and columns that come in; ``foreign``: from the caller's memory."""
 
     source: View
     size: tuple[int, int]
     out: Layout
     foreign: bool
-    parts: int = 1
 
     @property
     def band(self) -> int:
         """Pairs of rows that are one unit of work."""
         pairs = self.size[0] // 2
-        return BAND if self.parts == 1 else max(1, -(-pairs // self.parts))
+        return BAND if self.out.parts == 1 else max(1, -(-pairs // self.out.parts))
 
 
 def shape(source: Shape) -> Shape:
@@ -55,14 +54,14 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     else:
         x = placed.inputs[0]
         (h, w), view = x.shape[2:], (x.origin, x.image, x.channel, x.row)
-    spec = Spec(view, (h, w), out, foreign, planar.parts(out, placed.threads))
+    spec = Spec(view, (h, w), out, foreign)
     return Kernel("space_to_depth", spec, step, {}, "", 0, f"{'NCHW' if foreign else 'planes'} to planes of every second pixel", units([_dims(spec)]))
 
 
 def _dims(spec: Spec) -> tuple[int, int, int]:
     """Images, channels, bands of pairs of rows: an image has few channels, and threads want shares that are alike. Bands before channels where they are the parts of planes."""
     n, c, bands = spec.out.shape[0], spec.out.shape[1] // 4, max(1, -(-(spec.size[0] // 2) // spec.band))
-    return (n, bands, c) if spec.parts > 1 else (n, c, bands)
+    return (n, bands, c) if spec.out.parts > 1 else (n, c, bands)
 
 
 def emit(spec: Spec, name: str, target: Target) -> Any:
@@ -90,7 +89,7 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
                 _row(o, spec, T.Bind(read + (2 * y + parity) * spec.source[3]), T.Bind(first + _begin(spec, parity) + y * out.cols), target)
 
     def body(o: Any) -> None:
-        tir.nest(o, units([_dims(spec)]), _dims(spec), lambda n, a, b: band(o, n, b, a) if spec.parts > 1 else band(o, n, a, b))
+        tir.nest(o, units([_dims(spec)]), _dims(spec), lambda n, a, b: band(o, n, b, a) if spec.out.parts > 1 else band(o, n, a, b))
 
     return tir.function(name, body, unaligned=("x",) if spec.foreign else ())
 
