@@ -25,6 +25,7 @@ from stages.compiler.lower import lower
 from stages.compiler.model import CompiledModel
 from stages.compiler.pack import pack
 from stages.compiler.plan import layouts, plan
+from stages.compiler.pools import fuse_pools
 from stages.compiler.select import select
 from stages.compiler.share import share
 from stages.compiler.shrink import shrink
@@ -82,9 +83,10 @@ class Build:
     """A network on its way: everything but the manifest's measured error is known after construction.
 
     ``planes``: the resolutions that run on planes; None: what tuning measured for such a network, else what is estimated to be the fastest.
+    ``alone``: every layer that can be tuned has a kernel of its own.
     """
 
-    def __init__(self, graph: Graph, tensors: Mapping[str, np.ndarray], scheme: Scheme, target: Target, threads: int, name: str = HOST, planes: Resolutions | None = None):
+    def __init__(self, graph: Graph, tensors: Mapping[str, np.ndarray], scheme: Scheme, target: Target, threads: int, name: str = HOST, planes: Resolutions | None = None, alone: bool = False):
         self.graph, self.target, self.name = graph, target, name.partition(":")[0]
         program = simplified(graph, tensors, scheme, target)
         known = database.find_planes(network(program), target) if planes is None else (planes, database.ASKED)
@@ -93,6 +95,8 @@ class Build:
         self.program = fuse_bands(absorb_gates(made.program, made.planes), made.planes, target)
         self.layouts = layouts(self.program, target, made.planes)
         self.kernels = [select(step, self.layouts, target) for step in self.program.steps]
+        if not alone:
+            self.program, self.kernels = fuse_pools(self.program, self.kernels, self.layouts)
         self.plan = plan(self.program, self.layouts, max((k.scratch for k in self.kernels), default=0), threads)
         self.blob, self.places = pack(self.kernels)
         self.names, self.objects, _ = cache.objects(self.kernels, target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from stages.compiler import CompiledModel, api, compile_model
 from stages.compiler.arrange import arrange
 from stages.compiler.ir import Program, Step, Value
-from stages.compiler.kernels import planar
+from stages.compiler.kernels import planar, units
 from stages.compiler.target import Target, arm64, resolve
 from stages.graph import trace
 from stages.schemes import LayerScheme, prune_, uniform_scheme
@@ -26,13 +27,17 @@ def likes_planes(step: Step, program: Program, on_planes: bool, target: Target) 
     return -float(on_planes)
 
 
-def on_planes(module: nn.Module, *shape: int, rate: float = 2.0, threads: int = 1) -> CompiledModel:
-    """The pruned network compiled with planes wherever possible; compared on other inputs than the compiler's own check."""
+def on_planes(module: nn.Module, *shape: int, rate: float = 2.0, threads: int = 1, divided: bool = False) -> CompiledModel:
+    """The pruned network compiled with planes wherever possible; compared on other inputs than the compiler's own check. ``divided``: small planes too among threads, and by bands."""
     module, example = randomised(module), inputs(*shape)
     scheme = uniform_scheme(trace(module, example), "block-punched", rate, 8)
     prune_(module, scheme)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(api, "arrange", functools.partial(arrange, cost=likes_planes))
+        if divided:
+            patch.setattr(planar, "_SHARE", 1)
+            patch.setattr(planar, "_HALO", 99.0)
+            patch.setattr(api, "resolve", lambda name: dataclasses.replace(resolve(name), reach=dataclasses.replace(resolve(name).reach, second=5000)))
         model = compile_model(module, example, scheme, threads=threads)
     assert_equal(model, module, inputs(*shape, seed=5))
     return model
@@ -53,11 +58,12 @@ def kernels(model: CompiledModel) -> list[str]:
     dilation=st.integers(1, 2),
     activation=st.sampled_from([nn.ReLU, nn.Hardswish, nn.SiLU]),
     threads=st.integers(1, 3),
+    divided=st.booleans(),
 )
-def test_convolutions(batch: int, channels: int, filters: int, height: int, width: int, kernel: int, dilation: int, activation: type, threads: int) -> None:
+def test_convolutions(batch: int, channels: int, filters: int, height: int, width: int, kernel: int, dilation: int, activation: type, threads: int, divided: bool) -> None:
     convolution = nn.Conv2d(channels, filters, kernel, padding=dilation * (kernel // 2), dilation=dilation)
     again = nn.Conv2d(filters, 9, 3, padding=1)
-    model = on_planes(nn.Sequential(convolution, activation(), again), batch, channels, height, width, threads=threads)
+    model = on_planes(nn.Sequential(convolution, activation(), again), batch, channels, height, width, threads=threads, divided=divided)
     assert kernels(model) == ["boundary", "planar_conv", "planar_conv", "boundary"]
 
 
@@ -72,15 +78,16 @@ def test_convolutions(batch: int, channels: int, filters: int, height: int, widt
     dilation=st.integers(1, 2),
     activation=st.sampled_from([nn.ReLU, nn.SiLU]),
     threads=st.integers(1, 3),
+    divided=st.booleans(),
 )
 def test_strided_convolutions(
-    before: bool, channels: int, filters: int, height: int, width: int, kernel: int, dilation: int, activation: type, threads: int
+    before: bool, channels: int, filters: int, height: int, width: int, kernel: int, dilation: int, activation: type, threads: int, divided: bool
 ) -> None:
     strided = nn.Conv2d(channels, filters, kernel, 2, dilation * (kernel - 1) // 2, dilation)
     layers = [nn.Conv2d(channels, channels, 1)] * before + [strided, activation(), nn.Conv2d(filters, 9, 3, padding=1)]
     if strided(inputs(2, channels, height, width)).shape[2:] != (-(-height // 2), -(-width // 2)):
         height, width = 2 * height, 2 * width  # windows of an even size don't halve an odd one
-    model = on_planes(nn.Sequential(*layers), 2, channels, height, width, threads=threads)
+    model = on_planes(nn.Sequential(*layers), 2, channels, height, width, threads=threads, divided=divided)
     first = ["boundary", "planar_conv"] if before else []  # what comes in is folded on its way
     assert kernels(model) == [*first, "space_to_depth", "planar_conv", "planar_conv", "boundary"]
 
@@ -95,26 +102,28 @@ def test_strided_convolutions(
     padding=st.integers(0, 3),
     activation=st.sampled_from([nn.ReLU6, nn.SiLU, nn.Sigmoid]),  # the last two run after the sums, and a sigmoid of the frame's zeros is none
     threads=st.integers(1, 3),
+    divided=st.booleans(),
 )
-def test_depthwise_convolutions(channels: int, height: int, width: int, kernel: int, stride: int, padding: int, activation: type, threads: int) -> None:
+def test_depthwise_convolutions(channels: int, height: int, width: int, kernel: int, stride: int, padding: int, activation: type, threads: int, divided: bool) -> None:
     padding = min(padding, kernel // 2)
     if min(height, width) + 2 * padding - kernel < 4 * stride:
         kernel, padding = 3, 1
     depthwise = nn.Conv2d(channels, channels, kernel, stride, padding, groups=channels)
-    model = on_planes(nn.Sequential(nn.Conv2d(3, channels, 1), depthwise, activation(), nn.Conv2d(channels, 8, 3, padding=1)), 1, 3, height, width, threads=threads)
+    model = on_planes(nn.Sequential(nn.Conv2d(3, channels, 1), depthwise, activation(), nn.Conv2d(channels, 8, 3, padding=1)), 1, 3, height, width, threads=threads, divided=divided)
     assert channels == 1 or "planar_depthwise" in kernels(model)
 
 
 @pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.AvgPool2d(2), nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(3, 1), nn.AdaptiveAvgPool2d(1), nn.AdaptiveMaxPool2d(1)])
 @pytest.mark.parametrize("size", [(16, 16), (21, 34)])
-def test_pooling(pool: nn.Module, size: tuple[int, int]) -> None:
-    on_planes(nn.Sequential(nn.Conv2d(3, 20, 3, padding=1), pool, nn.Conv2d(20, 8, 1)), 2, 3, *size)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_pooling(pool: nn.Module, size: tuple[int, int], threads: int) -> None:
+    on_planes(nn.Sequential(nn.Conv2d(3, 20, 3, padding=1), pool, nn.Conv2d(20, 8, 1)), 3, 3, *size, threads=threads, divided=threads > 1)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-@pytest.mark.parametrize("size", [(40, 40), (37, 53)])
-def test_a_network_of_everything(threads: int, size: tuple[int, int]) -> None:
-    found = kernels(on_planes(Fire(kernel=5), 2, 3, *size, threads=threads))
+@pytest.mark.parametrize(("size", "divided"), [((40, 40), False), ((37, 53), False), ((48, 40), True)])
+def test_a_network_of_everything(threads: int, size: tuple[int, int], divided: bool) -> None:
+    found = kernels(on_planes(Fire(kernel=5), 2, 3, *size, threads=threads, divided=divided))
     assert {"planar_conv", "planar_depthwise", "planar_pool", "planar_elementwise", "relayout", "gather"} <= set(found)
 
 
@@ -131,9 +140,9 @@ class Gated(nn.Module):
         return x + self.project(y * gate)
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_gates_go_into_the_weights_behind_them(threads: int) -> None:
-    assert "planar_elementwise" not in kernels(on_planes(Gated(), 1, 13, 20, 22, threads=threads))
+@pytest.mark.parametrize(("threads", "divided"), [(1, False), (3, False), (1, True), (2, True)])
+def test_gates_go_into_the_weights_behind_them(threads: int, divided: bool) -> None:
+    assert "planar_elementwise" not in kernels(on_planes(Gated(), 1, 13, 20, 22, threads=threads, divided=divided))
     assert "planar_elementwise" in kernels(on_planes(Gated(), 2, 13, 20, 22))  # each image has its own gate
 
 
@@ -171,9 +180,9 @@ def test_arrangements_without_sparse_convolutions_are_left_alone() -> None:
     assert set(arrange(sparse, resolve("host"), likes_planes).planes) == {"x", "y"}
 
 
-@given(shape=st.tuples(st.just(1), st.integers(1, 3), st.integers(1, 30), st.integers(1, 30)), pad=st.integers(0, 3))
-def test_planes_hold_every_pixel_and_neighbour(shape: tuple[int, int, int, int], pad: int) -> None:
-    layout = planar.layout(shape, pad)
+@given(shape=st.tuples(st.just(1), st.integers(1, 3), st.integers(1, 30), st.integers(1, 30)), pad=st.integers(0, 3), by_rows=st.booleans())
+def test_planes_hold_every_pixel_and_neighbour(shape: tuple[int, int, int, int], pad: int, by_rows: bool) -> None:
+    layout = planar.layout(shape, pad, by_rows)
     first, last = layout.origin, layout.origin + planar.span(layout) - 1
     reach = pad * layout.cols + pad
     assert first % planar.ALIGNED == 0 and first - reach >= 0
@@ -181,6 +190,34 @@ def test_planes_hold_every_pixel_and_neighbour(shape: tuple[int, int, int, int],
     assert first + -(-planar.span(layout) // 16) * 16 <= layout.channel
     inside = planar.inside(layout, 16)
     assert inside.sum() == shape[2] * shape[3]
+    assert shape[3] + pad <= layout.cols <= (1.11 if by_rows else 1) * (shape[3] + pad)
+
+
+def test_rows_begin_at_cache_lines_where_that_adds_little() -> None:
+    assert [planar.layout((1, 1, size, size), 1, by_rows=True).cols for size in (7, 14, 28, 56)] == [8, 16, 32, 57]
+    assert planar.layout((1, 1, 14, 14), 1).cols == 15
+
+
+def test_threads_have_rows_of_their_own_where_planes_are_large() -> None:
+    def parts(images: int, size: int, threads: int, halo: int = 0) -> int:
+        return planar.parts(planar.layout((images, 1, size, size), 1), halo, threads)
+
+    assert [parts(1, 56, threads) for threads in (1, 2, 4, 5)] == [1, 2, 4, 1]  # 56 rows aren't five times as many
+    assert (parts(2, 56, 2), parts(2, 56, 4), parts(3, 56, 2)) == (1, 2, 2)  # whole images are shares too
+    assert (parts(1, 14, 2), parts(1, 28, 2, halo=2), parts(1, 28, 2, halo=4)) == (1, 2, 1)
+
+
+@given(total=st.integers(1, 200), parts=st.integers(1, 9), size=st.integers(1, 12))
+def test_shares_cover_everything_once_and_are_alike(total: int, parts: int, size: int) -> None:
+    found = units.shares(total, parts, size)
+    assert len({s for s, _, _ in found}) == len(found) and max(s for s, _, _ in found) <= size
+    sizes = []
+    for part in range(parts):
+        spans = sorted((firsts[part] + k * s, s) for s, firsts, counts in found for k in range(counts[part]))
+        sizes.append(sum(s for _, s in spans))
+        begin = total * part // parts
+        assert [start for start, _ in spans] == [begin + sum(s for _, s in spans[:i]) for i in range(len(spans))]
+    assert sum(sizes) == total and max(sizes) - min(sizes) <= 1
 
 
 @given(width=st.integers(1, 120), frame=st.integers(0, 3), target=st.sampled_from([resolve("host"), arm64("generic")]))

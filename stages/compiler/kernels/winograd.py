@@ -15,12 +15,12 @@ sum 2e-5 / 1e-6. 64 inputs have a third of that.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from stages.compiler.ir import Epilogue, Layout, View
+from stages.compiler.ir import Epilogue, Layout, Step, View
 from stages.compiler.kernels.kernel import Kernel, Placed
 from stages.compiler.kernels.units import split
 from stages.compiler.kernels.winograd_cost import PREFERENCE, choose, direct, estimate, options
@@ -32,13 +32,14 @@ from stages.schemes.scheme import LayerScheme
 
 @dataclass(frozen=True)
 class Spec:
-    """All that the code depends on. ``x`` is the view of the input, its origin moved by the padding."""
+    """All that the code depends on. ``x`` is the view of the input, its origin moved by the padding; ``pooled``: of each 2x2 results only the largest is stored."""
 
     shape: Shape
     x: View
     out: Layout
     extras: tuple[View, ...]
     epilogue: Epilogue
+    pooled: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,13 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     dense = direct(np.ones_like(step.weight), (n, h, w), target)
     saved = f"the mask saves less ({dense / kept:.1f}x) than Winograd does ({dense / cost:.1f}x)"
     return kernel(placed, shape, f"{scheme.label}: runs dense by Winograd {name}, since {saved}")
+
+
+def pooled(kernel: Kernel, step: Step, out: Layout) -> Kernel | None:
+    """``kernel``, a convolution, and the 2x2 max pooling of its result behind it in one: ``step``, whose result lies at ``out`` (pools.py). None unless it was made here with tiles of even sizes."""
+    if kernel.rule != "winograd" or any(size % 2 for size in kernel.spec.shape.blocking.m) or out.planar:
+        return None
+    return replace(kernel, spec=replace(kernel.spec, out=out, pooled=True), step=step, reason=f"{kernel.reason}; with the 2x2 max pooling behind it")
 
 
 def choices(placed: Placed, target: Target) -> list[tuple[float, Choice]]:
@@ -169,7 +177,7 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
             else:
                 products(0, shape.channels, False)
             with T.serial(0, count) as i:
-                winograd_tiles.transform_output(o, shape, (spec.out.view, spec.extras, spec.epilogue), filters, first + i, i, target)
+                winograd_tiles.transform_output(o, shape, spec, filters, first + i, i, target)
 
     return tir.function(name, body)
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from stages.compiler.ir import Epilogue, View, costly, round_up
+from stages.compiler.ir import View, costly, round_up
 from stages.compiler.kernels import epilogue, tir
 from stages.compiler.kernels.tir import T, tirx
 from stages.compiler.kernels.winograd_shape import TOGETHER, Shape
 from stages.compiler.kernels.winograd_transforms import TAPS, Combine, constants, input_transform, kernel_transform, output_transform
 from stages.compiler.target import Target
+
+if TYPE_CHECKING:
+    from stages.compiler.kernels.winograd import Spec
 
 
 def transform_input(o: Any, shape: Shape, x: View, tile: Any, slot: Any, target: Target) -> None:
@@ -60,13 +63,13 @@ def transform_input(o: Any, shape: Shape, x: View, tile: Any, slot: Any, target:
         _by_size(shape, 1, row, lambda height: _by_size(shape, 2, col, lambda width: channels(height, width)))
 
 
-def transform_output(o: Any, shape: Shape, made: tuple[View, tuple[View, ...], Epilogue], filters: Any, tile: Any, slot: Any, target: Target) -> None:
-    """One block of filters of tile number ``tile`` from place ``slot`` of Q: bias, epilogue, store. ``made``: views of the result and of the further operands, epilogue."""
+def transform_output(o: Any, shape: Shape, spec: Spec, filters: Any, tile: Any, slot: Any, target: Target) -> None:
+    """One block of filters of tile number ``tile`` from place ``slot`` of Q: bias, the largest of each 2x2 if ``spec.pooled``, epilogue, store."""
     (m_rows, m_cols), lanes = shape.blocking.m, shape.blocking.lanes
     rows, cols = m_rows + 2, m_cols + 2
     image, row, col = _position(shape, tile)
-    view, extras, items = made
-    late = costly(items)
+    view, extras, items = spec.out.view, spec.extras, spec.epilogue
+    late, step = costly(items), 2 if spec.pooled else 1
 
     def vector(height: Any, width: int, channel: Any, q: Any, wide: int) -> None:
         """``wide`` filters; ``height`` x ``width`` of the tile's results exist."""
@@ -80,22 +83,27 @@ def transform_output(o: Any, shape: Shape, made: tuple[View, tuple[View, ...], E
             return output_transform(m_rows, [T.Bind(o.s[index(i, j)]) for i in range(rows)], combine)
 
         def place(i: Any, j: Any) -> epilogue.Place:
-            return epilogue.Place((image, row * m_rows + i, col * m_cols + j), channel, wide)
+            return epilogue.Place((image, row * (m_rows // step) + i, col * (m_cols // step) + j), channel, wide)
 
-        def finish(i: Any, products: Sequence[Any]) -> None:
-            for j, value in enumerate(output_transform(m_cols, products, combine)[:width]):
+        def finish(i: Any, products: Sequence[Sequence[Any]]) -> None:
+            """Row ``i`` of the results from one row of products, or two."""
+            lines = [output_transform(m_cols, line, combine)[:width] for line in products]
+            for j in range(width // step):
+                value = lines[0][j * step]
+                for other in [line[j * step + k] for line in lines for k in range(step)][1:]:
+                    value = T.Bind(tirx.max(value, other))
                 epilogue.finish(o, value + bias, () if late else items, place(i, j), view, extras)
 
         if staged(shape, target):
             with T.serial(0, cols) as j:
                 for i, value in enumerate(column(j)):
                     T.buffer_store(o.s, value, [index(i, j)])
-            with T.serial(0, height) as i:
-                finish(i, [T.Bind(o.s[index(i, j)]) for j in range(cols)])
+            with T.serial(0, height if step == 1 else tirx.truncdiv(height, step)) as i:
+                finish(i, [[T.Bind(o.s[index(i * step + k, j)]) for j in range(cols)] for k in range(step)])
         else:
             columns = [column(j) for j in range(cols)]
-            for i in range(height):
-                finish(i, [c[i] for c in columns])
+            for i in range(height // step):
+                finish(i, [[c[i * step + k] for c in columns] for k in range(step)])
         if late:  # the results are still in the first-level cache
             with T.serial(0, height) as i, T.serial(0, width) as j:
                 epilogue.finish(o, o.y[place(i, j).index(view)], items, place(i, j), view, extras)

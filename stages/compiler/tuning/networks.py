@@ -57,6 +57,6 @@ def tune_for(requests: Sequence[Request], target: Target, minutes: float, progre
 
 def _layers(request: Request, target: Target) -> list[tuple[Placed, float]]:
     """The network's layers, each where it lies, and the milliseconds that it takes as compiled now."""
-    build = Build(*prepare(request.module, request.example, request.scheme, request.graph), target, threads=1)
+    build = Build(*prepare(request.module, request.example, request.scheme, request.graph), target, threads=1, alone=True)
     times = build.link().profile(RUNS)
     return [(select.place(step, build.layouts), ms) for step, (_, _, ms) in zip(build.program.steps, times, strict=True)]
