@@ -29,6 +29,7 @@ from stages.compiler.pools import fuse_pools
 from stages.compiler.select import select
 from stages.compiler.share import share
 from stages.compiler.shrink import shrink
+from stages.compiler.split_k import split_inputs
 from stages.compiler.target import CROSS, HOST, Target, resolve
 from stages.compiler.tuning import database
 from stages.compiler.tuning.signature import network
@@ -92,8 +93,8 @@ class Build:
         known = database.find_planes(network(program), target) if planes is None else (planes, database.ASKED)
         made = arrange(program, target, threads=threads) if known is None else arranged(program, known[0], target, threads)
         self.arrangement = {"planes": [list(size) for size in made.resolutions], "chosen": known[1] if known else database.MODEL}
-        self.program = fuse_bands(absorb_gates(made.program, made.planes), made.planes, target)
-        self.layouts = layouts(self.program, target, made.planes)
+        self.program, planes_at = split_inputs(fuse_bands(absorb_gates(made.program, made.planes), made.planes, target), made.planes, threads)
+        self.layouts = layouts(self.program, target, planes_at)
         self.kernels = [select(step, self.layouts, target) for step in self.program.steps]
         if not alone:
             self.program, self.kernels = fuse_pools(self.program, self.kernels, self.layouts)

@@ -44,7 +44,7 @@ class Step:
 
     ``op``: "conv" (weight (o, i, kh, kw), also every linear layer), "depthwise" (weight (c, 1, kh, kw)), "pool", "elementwise" (nothing but its epilogue), "copy" (parts of tensors:
     concat, slice, pad, shuffle), "layer_norm" and "softmax" (over the channels of each pixel), "input" and "output" (from and to the caller's memory).
-    Later passes add "relayout" and "space_to_depth" (arrange.py; a conv with ``attrs["folded"]`` reads the latter), "band" (bands.py) and "conv_pool" (pools.py). ``inputs[0]`` is the operand, the others belong to the epilogue.
+    Later passes add "relayout" and "space_to_depth" (arrange.py; a conv with ``attrs["folded"]`` reads the latter), "band" (bands.py), "sum" (split_k.py) and "conv_pool" (pools.py). ``inputs[0]`` is the operand, the others belong to the epilogue.
     ``attrs`` of conv and depthwise: stride, padding, dilation; of pool: kind ("max", "avg"), windows (rows and cols, see lower_layers.py); of layer_norm: eps; of copy: see kernels/copy.py.
     """
 

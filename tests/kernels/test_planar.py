@@ -204,7 +204,7 @@ def test_threads_have_rows_of_their_own_where_planes_are_large() -> None:
 
     assert [parts(1, 56, threads) for threads in (1, 2, 4, 5)] == [1, 2, 4, 1]  # 56 rows aren't five times as many
     assert (parts(2, 56, 2), parts(2, 56, 4), parts(3, 56, 2)) == (1, 2, 2)  # whole images are shares too
-    assert (parts(1, 14, 2), parts(1, 28, 2, halo=2), parts(1, 28, 2, halo=4)) == (1, 2, 1)
+    assert (parts(1, 14, 2), parts(1, 28, 2), parts(1, 28, 2, halo=2), parts(1, 56, 2, halo=4), parts(1, 56, 2, halo=6)) == (1, 2, 1, 2, 1)
 
 
 @given(total=st.integers(1, 200), parts=st.integers(1, 9), size=st.integers(1, 12))

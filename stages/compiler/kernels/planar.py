@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 ALIGNED = 16  # floats: planes and the first pixel of each begin at a cache line
 _WIDER = 1.11  # times a row's length that it may be to end at a cache line: flat walks compute the frame's columns too
 _HALO = 0.15  # of a part's rows, that a depthwise layer reads beyond them
-_SHARE = 1024  # bytes of a part: of smaller ones the processors' prefetchers ask for too much that is another core's
+_SHARE = 1024  # bytes of a part: of smaller ones the processors' prefetchers ask for too much that is another core's; twice as many with a halo
 
 
 def layout(shape: tuple[int, int, int, int], pad: int, by_rows: bool = False) -> Layout:
@@ -84,12 +84,12 @@ def vectors(layout: Layout, lanes: int) -> int:
 def parts(layout: Layout, halo: int, threads: int) -> int:
     """Into how many parts of as many rows each a plane is divided, so that every thread has the same pixels in layer after layer and reads what it wrote. 1: whole images do that, or threads divide the planes.
 
-    ``halo``: rows beyond its own that a depthwise layer reads for a part. Measured, two Granite Rapids cores: 3x3 layers of ResNet-18 at 5.3x on 56x56 are 1.8 times as fast as on one core, 1.0 to 1.3 where
+    ``halo``: rows beyond its own that a depthwise layer reads for a part; where there is one, dividing small planes is better (split_k.py). Measured, two Granite Rapids cores: 3x3 layers of ResNet-18 at 5.3x on 56x56 are 1.8 times as fast as on one core, 1.0 to 1.3 where
     each core reads half of its input from the other one's cache.
     """
     n, _, rows, _ = layout.shape
     wanted = threads // gcd(threads, n)
-    large = rows % wanted == 0 and rows // wanted * layout.cols * 4 >= _SHARE
+    large = rows % wanted == 0 and rows // wanted * layout.cols * 4 >= (2 * _SHARE if halo else _SHARE)
     return wanted if large and halo <= _HALO * rows / wanted else 1
 
 

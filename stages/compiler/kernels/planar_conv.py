@@ -71,7 +71,7 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     assert placed.step.weight is not None
     flat, out = placed.step.weight.reshape(len(placed.step.weight), -1), placed.output  # planes come one after another, so positions do too
     _, groups, vectors = choose(placed.step, out, target)
-    order = _pixels_outer(planar.vectors(out, target.lanes), vectors, flat, placed.inputs[0], groups, target)
+    order = not placed.step.attrs.get("split") and _pixels_outer(planar.vectors(out, target.lanes), vectors, flat, placed.inputs[0], groups, target)
     return chosen(placed, scheme, target, Choice(groups[0].lanes, vectors, order))
 
 

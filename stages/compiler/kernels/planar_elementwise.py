@@ -1,4 +1,4 @@
-"""Steps that are nothing but an epilogue, on planes."""
+"""Steps that are nothing but an epilogue, on planes; those that first add up sums of several threads (split_k.py) too."""
 
 from __future__ import annotations
 
@@ -17,29 +17,31 @@ from stages.schemes.scheme import LayerScheme
 
 @dataclass(frozen=True)
 class Spec:
-    """All that the code depends on. ``mask``: float of operand b where the mask of the image begins."""
+    """All that the code depends on. ``mask``: float of operand b where the mask of the image begins; ``terms``: how many floats apart what is added up lies."""
 
     x: tuple[int, int, int]
     out: Layout
     extras: tuple[planar.Operand, ...]
     mask: int
     epilogue: Epilogue
+    terms: tuple[int, ...] = (0,)
 
 
 def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     """The kernel of an "elementwise" step on planes, None for any other."""
     step, out, source = placed.step, placed.output, placed.inputs[0]
-    if step.op != "elementwise" or not planar.suits(placed) or not fits(step, source.shape, out.shape, target):
-        return None
     channels = out.shape[1]
+    several = step.op == "sum"
+    if not (several or step.op == "elementwise") or not planar.suits(placed) or not (several or fits(step, source.shape, out.shape, target)):
+        return None
     affine = ("affine",) in step.epilogue
     shift = np.zeros(round_up(channels, planar.ALIGNED), np.float32)
     shift[:channels] = step.attrs["shift"] if affine else 0
     data = {"b": np.concatenate([shift, planar.inside(out, target.lanes)])}
     if affine:
         data["w"] = np.asarray(step.attrs["scale"], np.float32)
-    names = ", ".join(str(item[0]) for item in step.epilogue) or "copy"
-    spec = Spec((source.origin, source.image, source.channel), out, planar.operands(placed), len(shift), step.epilogue)
+    names = ", ".join(str(item[0]) for item in step.epilogue) or ("sum" if several else "copy")
+    spec = Spec((source.origin, source.image, source.channel), out, planar.operands(placed), len(shift), step.epilogue, tuple(range(0, source.shape[1] * source.channel, channels * source.channel)))
     return Kernel("planar_elementwise", spec, step, data, "", 0, f"planes: {names}", units([_dims(spec)]))
 
 
@@ -67,6 +69,8 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
         ends = [planar.vectors(out, lanes) * p // spec.out.parts for p in range(spec.out.parts + 1)]
         with T.serial(tir.pick(part, ends[:-1]), tir.pick(part, ends[1:])) as v:
             value = T.Bind(o.x[tir.at(source + v * lanes, lanes)])
+            for term in spec.terms[1:]:
+                value = T.Bind(value + o.x[tir.at(source + term + v * lanes, lanes)])
             mask = T.Bind(o.b[tir.at(v * lanes + spec.mask, lanes)]) > tir.splat(0, lanes)
             planar.finish(o, value, spec.epilogue, spec.extras, n, c, v * lanes, lanes, out, mask)
 

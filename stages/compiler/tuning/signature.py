@@ -20,7 +20,7 @@ def signature(placed: Placed) -> str | None:
     The density of a mask is how many filters share their kept positions, and the kept share in powers of two: "g8 1/4".
     """
     step, source, out = placed.step, placed.inputs[0] if placed.inputs else None, placed.output
-    if step.op != "conv" or step.weight is None or source is None or matvec.takes(placed):
+    if step.op != "conv" or step.weight is None or step.attrs.get("split") or source is None or matvec.takes(placed):
         return None
     filters, channels, height, width = step.weight.shape
     stride, dilation = step.attrs["stride"], step.attrs["dilation"]
