@@ -42,8 +42,11 @@ def shares(total: int, parts: int, size: int) -> list[tuple[int, tuple[int, ...]
     """
     ends = [total * part // parts for part in range(parts + 1)]
     divided = [{s: (begin + first, tiles) for s, first, tiles in (split(end - begin, size) if end > begin else ())} for begin, end in pairwise(ends)]
-    sizes = sorted({s for part in divided for s in part}, reverse=True)
-    return [(s, *zip(*(part.get(s, (end, 0)) for part, end in zip(divided, ends[1:], strict=True)), strict=True)) for s in sizes]
+    found = []
+    for s in sorted({s for part in divided for s in part}, reverse=True):
+        places = [part.get(s, (end, 0)) for part, end in zip(divided, ends[1:], strict=True)]
+        found.append((s, tuple(first for first, _ in places), tuple(tiles for _, tiles in places)))
+    return found
 
 
 def channel_blocks(channels: int, choices: tuple[int, ...], most: int) -> list[tuple[int, int, int, int]]:
