@@ -46,7 +46,7 @@ def arrange(program: Program, target: Target, cost: Callable[[Step, Program, boo
 def arranged(program: Program, chosen: Resolutions, target: Target, threads: int = 1) -> Arranged:
     """The arrangement in which the resolutions ``chosen`` run on planes."""
     rewritten, on_planes = _fold_input(*_rewritten(program, chosen, target))
-    return Arranged(rewritten, _geometry(rewritten, on_planes, threads), chosen)
+    return Arranged(rewritten, _geometry(rewritten, on_planes, threads, target), chosen)
 
 
 def rank(program: Program, target: Target, cost: Callable[[Step, Program, bool, Target], float] = estimate) -> list[tuple[float, Resolutions]]:
@@ -142,7 +142,7 @@ def _fold_input(program: Program, on_planes: set[str]) -> tuple[Program, set[str
     return replace(program, steps=kept, values={name: value for name, value in program.values.items() if name not in gone}), on_planes - gone
 
 
-def _geometry(program: Program, on_planes: Collection[str], threads: int) -> dict[str, Layout]:
+def _geometry(program: Program, on_planes: Collection[str], threads: int, target: Target) -> dict[str, Layout]:
     """The Layouts of planes: one frame for each resolution, as wide as the widest reader needs, and one division among ``threads`` threads."""
     pads: dict[Resolution, int] = {}
     halos: dict[Resolution, int] = {}  # of resolutions with a depthwise layer, the rows that one reads beyond its own
@@ -157,7 +157,8 @@ def _geometry(program: Program, on_planes: Collection[str], threads: int) -> dic
 
     def layout(name: str) -> Layout:
         here = resolution(program, name)
-        made = planar.layout(program.values[name].shape, pads.get(here, 0), here in halos)
-        return replace(made, parts=planar.parts(made, halos.get(here, 0), threads))
+        halo = halos.get(here, 0)
+        made = planar.layout(program.values[name].shape, pads.get(here, 0), planar.wider(halo, target))
+        return replace(made, parts=planar.parts(made, halo, threads))
 
     return {name: layout(name) for name in on_planes}

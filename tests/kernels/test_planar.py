@@ -180,9 +180,9 @@ def test_arrangements_without_sparse_convolutions_are_left_alone() -> None:
     assert set(arrange(sparse, resolve("host"), likes_planes).planes) == {"x", "y"}
 
 
-@given(shape=st.tuples(st.just(1), st.integers(1, 3), st.integers(1, 30), st.integers(1, 30)), pad=st.integers(0, 3), by_rows=st.booleans())
-def test_planes_hold_every_pixel_and_neighbour(shape: tuple[int, int, int, int], pad: int, by_rows: bool) -> None:
-    layout = planar.layout(shape, pad, by_rows)
+@given(shape=st.tuples(st.just(1), st.integers(1, 3), st.integers(1, 30), st.integers(1, 30)), pad=st.integers(0, 3), wider=st.sampled_from([1.0, 1.11]))
+def test_planes_hold_every_pixel_and_neighbour(shape: tuple[int, int, int, int], pad: int, wider: float) -> None:
+    layout = planar.layout(shape, pad, wider)
     first, last = layout.origin, layout.origin + planar.span(layout) - 1
     reach = pad * layout.cols + pad
     assert first % planar.ALIGNED == 0 and first - reach >= 0
@@ -190,12 +190,17 @@ def test_planes_hold_every_pixel_and_neighbour(shape: tuple[int, int, int, int],
     assert first + -(-planar.span(layout) // 16) * 16 <= layout.channel
     inside = planar.inside(layout, 16)
     assert inside.sum() == shape[2] * shape[3]
-    assert shape[3] + pad <= layout.cols <= (1.11 if by_rows else 1) * (shape[3] + pad)
+    assert shape[3] + pad <= layout.cols <= wider * (shape[3] + pad)
 
 
 def test_rows_begin_at_cache_lines_where_that_adds_little() -> None:
-    assert [planar.layout((1, 1, size, size), 1, by_rows=True).cols for size in (7, 14, 28, 56)] == [8, 16, 32, 57]
-    assert planar.layout((1, 1, 14, 14), 1).cols == 15
+    wide = Target("x86_64-unknown-linux-gnu", "znver4", "avx512", 16, (16, 8, 4), 32, True)
+
+    def cols(halo: int, target: Target) -> list[int]:
+        return [planar.layout((1, 1, size, size), 1, planar.wider(halo, target)).cols for size in (7, 14, 28, 30)]
+
+    assert cols(2, wide) == [8, 16, 29, 32]
+    assert cols(0, wide) == cols(2, arm64("generic")) == [8, 15, 29, 31]
 
 
 def test_threads_have_rows_of_their_own_where_planes_are_large() -> None:

@@ -22,19 +22,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ALIGNED = 16  # floats: planes and the first pixel of each begin at a cache line
-_WIDER = 1.11  # times a row's length that it may be to end at a cache line: flat walks compute the frame's columns too
 _HALO = 0.15  # of a part's rows, that a depthwise layer reads beyond them
 _SHARE = 1024  # bytes of a part: of smaller ones the processors' prefetchers ask for too much that is another core's; twice as many with a halo
 
 
-def layout(shape: tuple[int, int, int, int], pad: int, by_rows: bool = False) -> Layout:
-    """The Layout of planes of one resolution, for kernels that read up to ``pad`` pixels beyond the image.
-
-    ``by_rows``: kernels go along their rows too. Then rows begin at cache lines where that adds little: depthwise layers at 14x14 are twice as fast (measured, Granite Rapids), and threads that have rows
-    of their own write no line together.
-    """
+def layout(shape: tuple[int, int, int, int], pad: int, wider: float = 1.0) -> Layout:
+    """The Layout of planes of one resolution, for kernels that read up to ``pad`` pixels beyond the image. Rows begin at cache lines where they need be at most ``wider`` times as long for that."""
     cols = shape[3] + pad
-    if by_rows and round_up(cols, ALIGNED) <= _WIDER * cols:
+    if round_up(cols, ALIGNED) <= wider * cols:
         cols = round_up(cols, ALIGNED)
     lead = -(pad * cols + pad) % ALIGNED
     origin = lead + pad * cols + pad
@@ -79,6 +74,14 @@ def span(layout: Layout) -> int:
 def vectors(layout: Layout, lanes: int) -> int:
     """Vectors of a flat walk over a plane."""
     return -(-span(layout) // lanes)
+
+
+def wider(halo: int, target: Target) -> float:
+    """How much longer the rows of planes with a depthwise layer (``halo`` > 0) may be to begin at cache lines (``layout``): flat walks compute the frame's columns too.
+
+    A vector of 16 pixels is a row of 14 then: depthwise layers at 14x14 take half as long (measured, Granite Rapids).
+    """
+    return 1.07 if halo and target.lanes == ALIGNED else 1.0
 
 
 def parts(layout: Layout, halo: int, threads: int) -> int:
