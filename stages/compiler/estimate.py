@@ -8,7 +8,7 @@ from __future__ import annotations
 from math import prod
 
 from stages.compiler.ir import Program, Step
-from stages.compiler.kernels import packing, planar, planar_conv, planar_depthwise, space_to_depth, winograd_cost
+from stages.compiler.kernels import packing, planar, planar_conv_cost, planar_depthwise, space_to_depth, winograd_cost
 from stages.compiler.target import Target
 from stages.compiler.tiles import Window
 
@@ -31,7 +31,7 @@ def estimate(step: Step, program: Program, on_planes: bool, target: Target) -> f
     assert step.weight is not None
     n, _, h, w = program.values[step.output].shape
     if on_planes:
-        return planar_conv.choose(step, planar.layout((n, len(step.weight), h, w), step.attrs["padding"][0]), target)[0]
+        return planar_conv_cost.choose(step, planar.layout((n, len(step.weight), h, w), step.attrs["padding"][0]), target)[0]
     window = Window(step.weight.shape[2:], step.attrs["stride"], step.weight.shape[1])
     direct = packing.estimate(packing.positions(step.weight), (n, h, w), target, window)
     if step.weight.shape[2:] == (3, 3) and step.attrs["stride"] == step.attrs["dilation"] == (1, 1):

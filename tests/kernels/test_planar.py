@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from stages.compiler import CompiledModel, api, compile_model
 from stages.compiler.arrange import arrange
 from stages.compiler.ir import Program, Step, Value
-from stages.compiler.kernels import planar, units
+from stages.compiler.kernels import planar, planar_conv_cost, units
+from stages.compiler.kernels.kernel import Placed
 from stages.compiler.target import Target, arm64, resolve
 from stages.graph import trace
 from stages.schemes import LayerScheme, prune_, uniform_scheme
@@ -210,6 +211,21 @@ def test_threads_have_rows_of_their_own_where_planes_are_large() -> None:
     assert [parts(1, 56, threads) for threads in (1, 2, 4, 5)] == [1, 2, 4, 1]  # 56 rows aren't five times as many
     assert (parts(2, 56, 2), parts(2, 56, 4), parts(3, 56, 2)) == (1, 2, 2)  # whole images are shares too
     assert (parts(1, 14, 2), parts(1, 28, 2), parts(1, 28, 2, halo=2), parts(1, 56, 2, halo=4), parts(1, 56, 2, halo=6)) == (1, 2, 1, 2, 1)
+
+
+def test_bands_keep_the_input_in_the_second_level_cache() -> None:
+    target = dataclasses.replace(resolve("host"), reach=dataclasses.replace(resolve("host").reach, second=1 << 20))
+
+    def bands(channels: int, size: int, parts: int = 1, weights: int = 1 << 16, by_pixels: bool = False, **attrs: int) -> int:
+        made = dataclasses.replace(planar.layout((1, channels, size, size), 1), parts=parts)
+        return planar_conv_cost.bands(weights, Placed(Step("a", "conv", ("x",), "y", attrs), (made,), made), by_pixels, target)
+
+    image = planar.layout((1, 128, 112, 112), 1).size * 4
+    for parts in (1, 2, 3):
+        found = bands(128, 112, parts)
+        assert found % parts == 0 and image / found <= target.reach.second / 2 < image / (found - parts)
+    assert bands(64, 56) == bands(128, 112, by_pixels=True) == bands(128, 112, split=2) == 1
+    assert bands(64, 56, parts=2) == 2 and bands(64, 56, parts=2, weights=1 << 22) == 1  # every thread would read all weights
 
 
 @given(total=st.integers(1, 200), parts=st.integers(1, 9), size=st.integers(1, 12))

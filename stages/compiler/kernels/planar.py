@@ -87,13 +87,19 @@ def wider(halo: int, target: Target) -> float:
 def parts(layout: Layout, halo: int, threads: int) -> int:
     """Into how many parts of as many rows each a plane is divided, so that every thread has the same pixels in layer after layer and reads what it wrote. 1: whole images do that, or threads divide the planes.
 
-    ``halo``: rows beyond its own that a depthwise layer reads for a part; where there is one, dividing small planes is better (split_k.py). Measured, two Granite Rapids cores: 3x3 layers of ResNet-18 at 5.3x on 56x56 are 1.8 times as fast as on one core, 1.0 to 1.3 where
-    each core reads half of its input from the other one's cache.
+    ``halo``: rows beyond its own that a depthwise layer reads for a part; where there is one, small planes are better divided by channels (split_k.py). Measured, two Granite Rapids cores: 3x3 layers of
+    ResNet-18 at 5.3x on 56x56 are 1.8 times as fast as on one core, 1.0 to 1.3 where each core reads half of its input from the other one's cache.
     """
     n, _, rows, _ = layout.shape
     wanted = threads // gcd(threads, n)
     large = rows % wanted == 0 and rows // wanted * layout.cols * 4 >= (2 * _SHARE if halo else _SHARE)
     return wanted if large and halo <= _HALO * rows / wanted else 1
+
+
+def dims(layout: Layout) -> tuple[int, int, int]:
+    """The loops of a kernel that goes by planes: images, the parts of each plane, planes."""
+    n, c = layout.shape[:2]
+    return (n, layout.parts, c)
 
 
 def columns(width: int, room: int, target: Target) -> tuple[list[int], int]:

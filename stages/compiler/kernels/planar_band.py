@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from stages.compiler.ir import BEYOND, Epilogue, Layout, Step, round_up
-from stages.compiler.kernels import planar, planar_conv, planar_depthwise
+from stages.compiler.kernels import planar, planar_conv, planar_conv_cost, planar_depthwise
 from stages.compiler.kernels.kernel import Kernel, Placed
 from stages.compiler.kernels.packing import pack
 from stages.compiler.kernels.units import split, units
@@ -63,7 +63,7 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     assert step.weight is not None and step.bias is not None and expand.weight is not None and expand.bias is not None
     hidden = replace(source, shape=(out.shape[0], len(expand.weight), *source.shape[2:]))
     flat = expand.weight.reshape(len(expand.weight), -1)
-    _, groups, vectors = planar_conv.choose(expand, hidden, target)
+    _, groups, vectors = planar_conv_cost.choose(expand, hidden, target)
     data, kept = pack(flat, expand.bias, groups, planar_conv.offsets(Placed(expand, (source,), hidden)))
     n, c, h, w = out.shape
     kh, kw = step.weight.shape[2:]

@@ -46,7 +46,7 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     spec = Spec((origin, source.image, source.channel, source.cols), out, planar.operands(placed), (kh, kw), a["stride"], rows, step.epilogue)
     data = {"w": np.ascontiguousarray(step.weight.reshape(c, -1)).ravel(), "b": step.bias}
     macs = c * kh * kw * n * h * w
-    return Kernel("planar_depthwise", spec, step, data, f"{rows} rows", macs, "depthwise: one filter a plane", units([_dims(spec)]))
+    return Kernel("planar_depthwise", spec, step, data, f"{rows} rows", macs, "depthwise: one filter a plane", units([planar.dims(out)]))
 
 
 def fits(step: Step, source: Shape, out: Shape, target: Target) -> bool:
@@ -71,26 +71,20 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
     """The kernel's PrimFunc."""
     from stages.compiler.kernels import tir
 
-    dims = _dims(spec)
+    dims = planar.dims(spec.out)
 
     def body(o: Any) -> None:
-        tir.nest(o, units([dims]), dims, lambda n, *rest: _plane(o, spec, n, rest[-1], rest[0] if spec.out.parts > 1 else 0, target))
+        tir.nest(o, units([dims]), dims, lambda n, part, c: _plane(o, spec, n, c, part, target))
 
     return tir.function(name, body)
-
-
-def _dims(spec: Spec) -> tuple[int, ...]:
-    """Images, parts of planes if there are several, planes."""
-    n, c = spec.out.shape[:2]
-    return (n, spec.out.parts, c) if spec.out.parts > 1 else (n, c)
 
 
 def _plane(o: Any, spec: Spec, n: Any, c: Any, part: Any, target: Target) -> None:
     from stages.compiler.kernels import tir
 
     T, out = tir.T, spec.out
-    height = out.shape[2] // spec.out.parts
-    first = T.Bind(part * height) if spec.out.parts > 1 else 0
+    height = out.shape[2] // out.parts
+    first = part * height
     start = T.Bind(n * out.image + c * out.channel)
     source = T.Bind(spec.x[0] + n * spec.x[1] + c * spec.x[2])
     if costly(spec.epilogue) and 4 * out.channel <= NEAR:  # between multiply-adds its constants would drive the weights out of the registers
@@ -98,7 +92,7 @@ def _plane(o: Any, spec: Spec, n: Any, c: Any, part: Any, target: Target) -> Non
         _activate(o, spec, n, c, first, height, target)
     else:
         sweep(o, spec, n, c, source, height, first, target)
-    planar.zero_frame(o, start, out, part, spec.out.parts, target.narrow)
+    planar.zero_frame(o, start, out, part, out.parts, target.narrow)
 
 
 def _activate(o: Any, spec: Spec, n: Any, c: Any, first: Any, height: int, target: Target) -> None:

@@ -28,32 +28,26 @@ class Spec:
 
 
 def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
-    """The kernel of an "elementwise" step on planes, None for any other."""
+    """The kernel of an "elementwise" or "sum" step on planes, None for any other."""
     step, out, source = placed.step, placed.output, placed.inputs[0]
-    channels = out.shape[1]
-    several = step.op == "sum"
-    if not (several or step.op == "elementwise") or not planar.suits(placed) or not (several or fits(step, source.shape, out.shape, target)):
+    if step.op not in ("elementwise", "sum") or not planar.suits(placed) or not fits(step, source.shape, out.shape, target):
         return None
+    channels = out.shape[1]
     affine = ("affine",) in step.epilogue
     shift = np.zeros(round_up(channels, planar.ALIGNED), np.float32)
     shift[:channels] = step.attrs["shift"] if affine else 0
     data = {"b": np.concatenate([shift, planar.inside(out, target.lanes)])}
     if affine:
         data["w"] = np.asarray(step.attrs["scale"], np.float32)
-    names = ", ".join(str(item[0]) for item in step.epilogue) or ("sum" if several else "copy")
-    spec = Spec((source.origin, source.image, source.channel), out, planar.operands(placed), len(shift), step.epilogue, tuple(range(0, source.shape[1] * source.channel, channels * source.channel)))
-    return Kernel("planar_elementwise", spec, step, data, "", 0, f"planes: {names}", units([_dims(spec)]))
+    names = ", ".join(str(item[0]) for item in step.epilogue) or ("sum" if step.op == "sum" else "copy")
+    terms = tuple(range(0, source.shape[1] * source.channel, channels * source.channel))
+    spec = Spec((source.origin, source.image, source.channel), out, planar.operands(placed), len(shift), step.epilogue, terms)
+    return Kernel("planar_elementwise", spec, step, data, "", 0, f"planes: {names}", units([planar.dims(out)]))
 
 
 def fits(step: Step, source: Shape, out: Shape, target: Target) -> bool:
-    """Whether an "elementwise" step goes over an image."""
-    return source == out and out[2:] != (1, 1)
-
-
-def _dims(spec: Spec) -> tuple[int, ...]:
-    """Images, parts of planes if there are several, planes."""
-    n, c = spec.out.shape[:2]
-    return (n, spec.out.parts, c) if spec.out.parts > 1 else (n, c)
+    """Whether an "elementwise" step goes over an image; a "sum" step always does."""
+    return step.op == "sum" or (source == out and out[2:] != (1, 1))
 
 
 def emit(spec: Spec, name: str, target: Target) -> Any:
@@ -62,11 +56,11 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
 
     T, lanes, out = tir.T, target.lanes, spec.out
 
-    def plane(o: Any, n: Any, c: Any, part: Any = 0) -> None:
+    def plane(o: Any, n: Any, c: Any, part: Any) -> None:
         with T.If(part == 0), T.Then():
             planar.zero_outside(o, T.Bind(n * out.image + c * out.channel), out, planar.vectors(out, lanes) * lanes, target.narrow)
         source = T.Bind(spec.x[0] + n * spec.x[1] + c * spec.x[2])
-        ends = [planar.vectors(out, lanes) * p // spec.out.parts for p in range(spec.out.parts + 1)]
+        ends = [planar.vectors(out, lanes) * p // out.parts for p in range(out.parts + 1)]
         with T.serial(tir.pick(part, ends[:-1]), tir.pick(part, ends[1:])) as v:
             value = T.Bind(o.x[tir.at(source + v * lanes, lanes)])
             for term in spec.terms[1:]:
@@ -75,6 +69,6 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
             planar.finish(o, value, spec.epilogue, spec.extras, n, c, v * lanes, lanes, out, mask)
 
     def body(o: Any) -> None:
-        tir.nest(o, units([_dims(spec)]), _dims(spec), lambda n, *rest: plane(o, n, rest[-1], rest[0] if spec.out.parts > 1 else 0))
+        tir.nest(o, units([planar.dims(out)]), planar.dims(out), lambda n, part, c: plane(o, n, c, part))
 
     return tir.function(name, body)

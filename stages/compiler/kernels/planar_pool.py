@@ -38,7 +38,7 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     ((_, _, y0, _, kh, _),), ((_, _, x0, sw, kw, _),) = runs(step.attrs["rows"]), runs(step.attrs["cols"])
     x = (source.origin + y0 * source.cols + x0, source.image, source.channel, source.cols)
     spec = Spec(step.attrs["kind"], x, (kh, kw), 0 if whole else sw, out, planar.operands(placed), step.epilogue)
-    return Kernel("planar_pool", spec, step, {}, "", 0, f"planes: {step.attrs['kind']} pooling", units([_dims(spec)]))
+    return Kernel("planar_pool", spec, step, {}, "", 0, f"planes: {step.attrs['kind']} pooling", units([planar.dims(out)]))
 
 
 def fits(step: Step, source: Shape, out: Shape, target: Target) -> bool:
@@ -55,18 +55,12 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
     """The kernel's PrimFunc."""
     from stages.compiler.kernels import tir
 
-    plane, dims = _rows if spec.stride else _whole, _dims(spec)
+    plane, dims = _rows if spec.stride else _whole, planar.dims(spec.out)
 
     def body(o: Any) -> None:
-        tir.nest(o, units([dims]), dims, lambda n, *rest: plane(o, spec, n, rest[-1], rest[0] if spec.out.parts > 1 else 0, target))
+        tir.nest(o, units([dims]), dims, lambda n, part, c: plane(o, spec, n, c, part, target))
 
     return tir.function(name, body)
-
-
-def _dims(spec: Spec) -> tuple[int, ...]:
-    """Images, parts of planes if there are several, planes."""
-    n, c = spec.out.shape[:2]
-    return (n, spec.out.parts, c) if spec.out.parts > 1 else (n, c)
 
 
 def _join(spec: Spec, a: Any, b: Any) -> Any:
@@ -103,8 +97,8 @@ def _rows(o: Any, spec: Spec, n: Any, c: Any, part: Any, target: Target) -> None
     T, out, (kh, kw) = tir.T, spec.out, spec.window
     starts, lanes = planar.columns(out.shape[3], out.cols, target)
     start = T.Bind(n * out.image + c * out.channel)
-    planar.zero_frame(o, start, out, part, spec.out.parts, target.narrow)
-    rows = out.shape[2] // spec.out.parts
+    planar.zero_frame(o, start, out, part, out.parts, target.narrow)
+    rows = out.shape[2] // out.parts
     source = T.Bind(spec.x[0] + n * spec.x[1] + c * spec.x[2])
     with T.serial(part * rows, part * rows + rows) as y:
         for col in starts:

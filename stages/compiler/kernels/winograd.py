@@ -70,11 +70,11 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     return kernel(placed, shape, f"{scheme.label}: runs dense by Winograd {name}, since {saved}")
 
 
-def pooled(kernel: Kernel, step: Step, out: Layout) -> Kernel | None:
-    """``kernel``, a convolution, and the 2x2 max pooling of its result behind it in one: ``step``, whose result lies at ``out`` (pools.py). None unless it was made here with tiles of even sizes."""
-    if kernel.rule != "winograd" or any(size % 2 for size in kernel.spec.shape.blocking.m) or out.planar:
+def pooled(alone: Kernel, step: Step, out: Layout) -> Kernel | None:
+    """``alone``, a convolution, and the 2x2 max pooling of its result behind it in one: ``step``, whose result lies at ``out`` (pools.py). None unless it was made here with tiles of even sizes."""
+    if alone.rule != "winograd" or any(size % 2 for size in alone.spec.shape.blocking.m) or out.planar:
         return None
-    return replace(kernel, spec=replace(kernel.spec, out=out, pooled=True), step=step, reason=f"{kernel.reason}; with the 2x2 max pooling behind it")
+    return replace(alone, spec=replace(alone.spec, out=out, pooled=True), step=step, reason=f"{alone.reason}; with the 2x2 max pooling behind it")
 
 
 def choices(placed: Placed, target: Target) -> list[tuple[float, Choice]]:
