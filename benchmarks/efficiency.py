@@ -38,11 +38,18 @@ SIZES = (16 << 10, 256 << 10, 8 << 20, 256 << 20)  # bytes: first, second, third
 L3_BYTES = 32 << 20
 PROBE = """
 #include <time.h>
-typedef float V __attribute__((vector_size(64)));
+#if defined(__AVX512F__)
+#define FLOATS 16
+#elif defined(__AVX__)
+#define FLOATS 8
+#else
+#define FLOATS 4
+#endif
+typedef float V __attribute__((vector_size(4 * FLOATS))); /* wider ones would not stay in registers */
 static double now(void) { struct timespec t; clock_gettime(CLOCK_MONOTONIC, &t); return t.tv_sec + t.tv_nsec * 1e-9; }
 #define CHAINS(F) F(0) F(1) F(2) F(3) F(4) F(5) F(6) F(7) F(8) F(9) F(10) F(11)
-double gflops(void) { /* 12 chains of multiply-adds of 16 floats */
-  V x, y; for (int i = 0; i < 16; i++) { x[i] = 1.0f + 1e-7f * i; y[i] = 1e-9f * i; }
+double gflops(void) { /* 12 chains of multiply-adds of whole registers */
+  V x, y; for (int i = 0; i < FLOATS; i++) { x[i] = 1.0f + 1e-7f * i; y[i] = 1e-9f * i; }
 #define START(k) V a##k = y + (float)k;
 #define STEP(k) a##k = a##k * x + y;
 #define KEEP(k) keep += a##k[0];
@@ -51,12 +58,12 @@ double gflops(void) { /* 12 chains of multiply-adds of 16 floats */
   for (int n = 0; n < 80000; n++) { CHAINS(STEP) }
   double seconds = now() - start;
   volatile float keep = 0; CHAINS(KEEP)
-  return 2.0 * 16 * 12 * 80000 / seconds * 1e-9;
+  return 2.0 * FLOATS * 12 * 80000 / seconds * 1e-9;
 }
 double gbytes(const float *p, long n, int times) { /* eight streams side by side: one alone waits for its prefetcher */
   V a[8] = {0}; double start = now();
   for (int t = 0; t < times; t++) {
-    for (long i = 0; i < n / 8; i += 16) for (int k = 0; k < 8; k++) a[k] += *(const V *)(p + k * (n / 8) + i);
+    for (long i = 0; i < n / 8; i += FLOATS) for (int k = 0; k < 8; k++) a[k] += *(const V *)(p + k * (n / 8) + i);
     __asm__ volatile("" : : : "memory");
   }
   double seconds = now() - start;

@@ -21,27 +21,34 @@ _BEYOND_ARMV8_0 = {"generic": (), "cortex-a53": (), "cortex-a55": _NEWER, "corte
 class Reach:
     """What data costs that doesn't stay in the first-level cache, as the cost models see it. The defaults were fitted to Zen 4.
 
-    ``far``: bytes a cycle that arrive in order from main memory, ``streams``, from how many places at a time it is read where that is all that counts, and ``hidden``, the share of that time during which the processor computes if it can. ``near``: bytes of a layer's weights that stay in the third
+    ``far``: bytes a cycle that arrive in order from main memory, ``streams``, from how many places at a time it is read where that is all that counts (linear layers; measured, Zen 3, VGG-16's 24.8 -> 19.8 ms dense,
+    3.4 -> 2.9 at 8.2x), ``early``, whether such layers ask a page ahead where a place's weights are less than a cache line (measured, VGG-16's at 8.2x: Granite Rapids 2.85 -> 2.4 ms, Zen 3 15 % slower), and
+    ``hidden``, the share of that time during which the processor computes if it can. ``near``: bytes of a layer's weights that stay in the third
     level, and ``again``, bytes a cycle that come from there, 0 for a cost that doesn't show. ``second``: bytes of scratch memory that stay in the second level. ``asked``: bytes of a layer's weights up to which it
-    pays to ask for them a page ahead (measured, Winograd: 3 to 8 % faster below, 5 % slower above); ``group``: bytes of a group's weights of which the second level holds two. ``line``: cycles for each cache line that is written beyond the first level and read back from there.
+    pays to ask for them a page ahead (measured, Winograd, Zen 4: 3 to 8 % faster below, 5 % slower above); ``group``: bytes of a group's weights of which the second level holds two. ``line``: cycles for each cache line that is written beyond the first level and read back from there.
+    ``first``: bytes of a Winograd block's weights of one place that stay in the first level while the inputs of all panels of tiles pass by.
     ``crossing`` and ``apart``: cycles for each vector that a flat walk over planes loads across two lines, and for each that isn't in the first level.
     """
 
     far: float = 9.0
     streams: int = 1
+    early: bool = False
     hidden: float = 0.85
     near: int = 16 << 20
     again: float = 0.0
     second: int = 8 << 20
     asked: int = 16 << 20
     group: int = 448 << 10
+    first: int = 1 << 40
     line: float = 0.0
     crossing: float = 0.0
     apart: float = 0.0
 
 
+# Fitted to one Zen 3 core (3.25 GHz, a second level of 512 KB): main memory gives it 23 GB/s, the third level 47.
+_AVX2 = Reach(far=7.0, streams=3, again=14.0, second=448 << 10, asked=1 << 40, group=224 << 10, first=12 << 10)
 # Fitted to one Granite Rapids core (3.6 GHz, a second level of 2 MB): main memory and a large part of the third level give it 11 to 20 GB/s.
-_XEON = Reach(far=4.0, streams=2, hidden=0.0, near=12 << 20, again=18.0, second=1 << 20, asked=1 << 40, group=900 << 10, line=3.5, crossing=1.2, apart=0.35)
+_XEON = Reach(far=4.0, streams=2, early=True, hidden=0.0, near=12 << 20, again=18.0, second=1 << 20, asked=1 << 40, group=900 << 10, line=3.5, crossing=1.2, apart=0.35)
 
 
 @dataclass(frozen=True)
@@ -109,7 +116,7 @@ def _x86(cpu: dict[str, str]) -> Target:
             return Target(_TRIPLE, "sapphirerapids", "avx512", 16, (16, 8, 4), 32, reach=_XEON)
         return Target(_TRIPLE, ("znver4" if split else "znver5") if amd else "skylake-avx512", "avx512", 16, (16, 8, 4), 32, split)
     if flags.issuperset(("avx2", "fma")):
-        return Target(_TRIPLE, "znver3" if amd else "haswell", "avx2", 8, (8, 4), 16)
+        return Target(_TRIPLE, "znver3" if amd else "haswell", "avx2", 8, (8, 4), 16, reach=_AVX2)
     raise UsageError("This processor has neither AVX-512 nor AVX2 with FMA.", "npas compiles for x86-64 with AVX2 or AVX-512, and for 64-bit ARM.")
 
 

@@ -9,11 +9,15 @@ import numpy as np
 
 from stages.compiler.ir import Epilogue, Layout, View
 from stages.compiler.kernels.kernel import Kernel, Placed
+from stages.compiler.kernels.packing import LINE
 from stages.compiler.kernels.units import channel_blocks, split, units
 from stages.compiler.target import Target
 from stages.schemes.scheme import LayerScheme
 
 HOISTED = 9  # weights up to this many stay in registers along a row
+ROWS = 16  # of a patch, at most
+LEAST = 7  # columns of a patch; else whole rows
+FIRST_LEVEL = 14000  # bytes of the first-level cache for rows of input
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Spec:
     stride: tuple[int, int]
     dilation: tuple[int, int]
     pixels: int
+    patch: tuple[int, int, int]
     epilogue: Epilogue
 
 
@@ -40,13 +45,37 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     origin = source.origin - attrs["padding"][0] * source.row - attrs["padding"][1] * source.pitch
     n, c, h, w = out.shape
     pixels = _pixels(w, kh * kw, target)
-    spec = Spec((n, h, w), (origin, source.image, source.row, source.pitch), out, placed.extras, (kh, kw), attrs["stride"], attrs["dilation"], pixels, step.epilogue)
+    spec = Spec((n, h, w), (origin, source.image, source.row, source.pitch), out, placed.extras, (kh, kw), attrs["stride"], attrs["dilation"], pixels, _patch(placed, target), step.epilogue)
     macs, data = c * kh * kw * n * h * w, _pack(step.weight, step.bias, out.width)
     return Kernel("depthwise", spec, step, data, f"1x{pixels} pixels", macs, "depthwise: one filter a channel", _units(spec, target))
 
 
 def _units(spec: Spec, target: Target) -> int:
-    return units((*spec.dims[:2], count) for _, count, _, _ in channel_blocks(spec.out.width, target.narrow, 1))
+    return units(_dims(spec, count) for _, count, _, _ in channel_blocks(spec.out.width, target.narrow, 1))
+
+
+def _dims(spec: Spec, blocks: int) -> tuple[int, ...]:
+    (n, h, w), (rows, cols, beside) = spec.dims, spec.patch
+    return (n, h // rows, w // cols, -(-blocks // beside))
+
+
+def _patch(placed: Placed, target: Target) -> tuple[int, int, int]:
+    """(rows, columns of results, blocks of channels) that are computed before others: those whose input lies in the same cache lines, in a patch whose rows of input stay in the first-level cache.
+
+    Measured, Zen 3, 3x3: 37 -> 29 us for 384 channels at 14x14, 245 -> 212 for 32 at 112x112, 140 -> 122 for 144 at 56x56. Vectors of 16 channels are whole cache lines, and were not measured.
+    """
+    step, (_, _, h, w) = placed.step, placed.output.shape
+    if target.isa != "avx2":
+        return (1, w, placed.output.width)
+    assert step.weight is not None
+    pixel = 4 * step.weight.shape[2] * step.attrs["stride"][1] * (2 * LINE if placed.inputs[0].pitch % (2 * LINE) == 0 else LINE)  # lines at even distances share half of the cache's sets
+    cols = _divisor(w, FIRST_LEVEL // pixel)
+    return (_divisor(h, ROWS), cols if cols >= LEAST else w, LINE // target.lanes)
+
+
+def _divisor(total: int, most: int) -> int:
+    """The largest divisor of ``total`` up to ``most``: patches must not overlap, since a result may lie where an operand was."""
+    return next(d for d in range(max(1, min(total, most)), 0, -1) if total % d == 0)
 
 
 def _pixels(width: int, weights: int, target: Target) -> int:
@@ -67,20 +96,25 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
     """The kernel's PrimFunc."""
     from stages.compiler.kernels import tir
 
-    T = tir.T
+    T, tirx = tir.T, tir.tirx
 
     def body(o: Any) -> None:
         tir.zero_frame(o, spec.out, target.narrow)
         for first, count, lanes, _ in channel_blocks(spec.out.width, target.narrow, 1):
 
-            def row(n: Any, y: Any, block: Any, first: int = first, lanes: int = lanes) -> None:
-                channel = T.Bind(block * lanes + first)
-                weights = _Weights(o, spec, channel, lanes)
-                for pixels, start, tiles in split(spec.dims[2], spec.pixels):
-                    with T.serial(0, tiles) as tile:
-                        _tile(o, spec, weights, (n, y, tile * pixels + start), pixels, channel, lanes)
+            rows, cols, beside = spec.patch
 
-            tir.nest(o, _units(spec, target), (*spec.dims[:2], count), row)
+            def visit(n: Any, band: Any, part: Any, several: Any, first: int = first, count: int = count, lanes: int = lanes) -> None:
+                begin = T.Bind(several * beside)
+                end = T.Bind(tirx.min(begin + beside, count))
+                with T.serial(0, rows) as row, T.serial(begin, end) as block:
+                    channel = T.Bind(block * lanes + first)
+                    weights = _Weights(o, spec, channel, lanes)
+                    for pixels, start, tiles in split(cols, spec.pixels):
+                        with T.serial(0, tiles) as tile:
+                            _tile(o, spec, weights, (n, band * rows + row, part * cols + (tile * pixels + start)), pixels, channel, lanes)
+
+            tir.nest(o, _units(spec, target), _dims(spec, count), visit)
 
     return tir.function(name, body)
 

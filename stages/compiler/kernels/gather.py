@@ -196,7 +196,7 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
         for nest in nests:
             tir.nest(o, units(n.dims for n in nests), nest.dims, _walker(o, spec, nest, target))
 
-    return tir.function(name, body)
+    return tir.function(name, body, multiplies=target)
 
 
 def _walker(o: Any, spec: Spec, nest: _Nest, target: Target) -> Callable[..., None]:
@@ -294,7 +294,7 @@ def _micro(
             value = o.x[source + (r * spec.x[1] + c * spec.x[2])]
             value = T.Bind(T.broadcast(value, lanes) if lanes > 1 else value)
             for v in range(vectors):
-                T.buffer_store(acc, acc[slot(p, v, chain)] + value * weights[v], [slot(p, v, chain)])
+                T.buffer_store(acc, tir.multiply_add(acc[slot(p, v, chain)], value, weights[v], lanes, target, min(vectors, len(places))), [slot(p, v, chain)])
 
     if sums > 1:
         with T.serial(0, count // sums) as several:

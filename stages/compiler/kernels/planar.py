@@ -34,7 +34,10 @@ def layout(shape: tuple[int, int, int, int], pad: int, wider: float = 1.0) -> La
     lead = -(pad * cols + pad) % ALIGNED
     origin = lead + pad * cols + pad
     plane = max(origin + round_up(shape[2] * cols, ALIGNED), lead + (shape[2] + 2 * pad) * cols + pad)
-    return Layout(shape, 1, (pad, pad, pad, cols - shape[3] - pad), True, lead=lead, plane=round_up(plane, ALIGNED))
+    plane = round_up(plane, ALIGNED)
+    if plane // ALIGNED % 2 == 0:
+        plane += ALIGNED
+    return Layout(shape, 1, (pad, pad, pad, cols - shape[3] - pad), True, lead=lead, plane=plane)
 
 
 def is_plane(layout: Layout) -> bool:

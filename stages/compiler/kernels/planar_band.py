@@ -124,7 +124,7 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
             tir.nest(o, units(_dims(spec)), dims, _band(o, spec, start, before, filters, target))
             before += count
 
-    return tir.function(name, body)
+    return tir.function(name, body, multiplies=target)
 
 
 def _band(o: Any, spec: Spec, start: int, before: int, filters: int, target: Target) -> Any:
@@ -175,7 +175,7 @@ def _expand(o: Any, spec: Spec, shape: tuple[int, int], n: Any, channel: Any, gr
         for f in range(filters):
             weight = T.Bind(T.broadcast(o.w[w0 + k * filters + f], lanes))
             for v in range(vectors):
-                T.buffer_store(acc, acc[slot(f, v)] + pixels[v] * weight, [slot(f, v)])
+                T.buffer_store(acc, tir.multiply_add(acc[slot(f, v)], pixels[v], weight, lanes, target, min(vectors, filters)), [slot(f, v)])
     zero = tir.splat(0, lanes)
     for v in range(vectors):
         mask = T.Bind(o.b[tir.at(begin + pixel + (spec.mask + v * lanes), lanes)])

@@ -218,7 +218,7 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
             for segment in segments:
                 tir.nest(o, units(dims), dims[segment], group(segment))
 
-    return tir.function(name, body)
+    return tir.function(name, body, multiplies=target)
 
 
 def _scale_weights(o: Any, spec: Spec, gate: planar.Operand) -> None:
@@ -292,7 +292,7 @@ def _micro(
         for f in range(filters):
             weight = T.Bind(T.broadcast(o.w[w0 + k * filters + f], lanes))
             for v in range(vectors):
-                T.buffer_store(acc, acc[slot(f, v)] + pixels[v] * weight, [slot(f, v)])
+                T.buffer_store(acc, tir.multiply_add(acc[slot(f, v)], pixels[v], weight, lanes, target, min(vectors, filters)), [slot(f, v)])
     masks = [T.Bind(o.b[tir.at(pixel + (spec.mask + v * lanes), lanes)]) > tir.splat(0, lanes) if spec.mask else None for v in range(vectors)]
     late = costly(spec.epilogue)
     for f in range(filters):

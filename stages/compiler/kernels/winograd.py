@@ -7,7 +7,7 @@ Lavin and Gray, "Fast algorithms for convolutional neural networks", 2016.
 
 Scratch: V[block of ``lanes`` input channels][t][tile][lane], Q[t][vector of filters][tile][lane], U[block of input channels][t][input channel of the block][filter of the block] if made at run time,
 constants. What a transform writes lies within a few pages: some processors know the addresses of 16 pages for stores.
-Weights: U[block of filters][t][input channel][filter of the block], or as they are: [block of filters][input channel][9][filter of the block].
+Weights: U[blocks of a unit][t][block of filters][input channel][filter of the block], or as they are: [block of filters][input channel][9][filter of the block].
 Rounding (512 random inputs, outputs of rms 1, against float64), largest / rms: F(2x2) 5e-6 / 7e-7, F(4x2) 2e-5 / 2e-6, F(4x4) 1e-4 / 4e-6, F(5x5) and F(6x6) 2e-4 / 8e-6; the direct
 sum 2e-5 / 1e-6. 64 inputs have a third of that.
 """
@@ -90,7 +90,7 @@ def chosen(placed: Placed, scheme: LayerScheme, target: Target, choice: Choice) 
     """The kernel with one of ``choices``."""
     assert placed.step.weight is not None
     (n, filters, h, w), channels = placed.output.shape, placed.step.weight.shape[1]
-    shape = Shape((n, h, w), channels, filters, Blocking(choice.rows, choice.cols, choice.tiles, choice.lanes, choice.vectors, choice.chunk))
+    shape = Shape((n, h, w), channels, filters, Blocking(choice.rows, choice.cols, choice.tiles, choice.lanes, choice.vectors, choice.chunk, choice.beside))
     return kernel(placed, shape, f"{scheme.label}: Winograd {label(shape)}, measured to be the fastest")
 
 
@@ -105,7 +105,7 @@ def _takes(placed: Placed) -> bool:
 def _choice(shape: Shape) -> Choice:
     """Of blocks that are larger than the image, the one that just covers it stands for all."""
     b = shape.blocking
-    return Choice(b.rows, b.cols, min(b.tiles, shape.tiles), b.lanes, b.vectors, shape.chunk)
+    return Choice(b.rows, b.cols, min(b.tiles, shape.tiles), b.lanes, b.vectors, shape.chunk, b.beside)
 
 
 def label(shape: Shape) -> str:
@@ -120,14 +120,14 @@ def kernel(placed: Placed, shape: Shape, reason: str) -> Kernel:
     padding = step.attrs["padding"]
     origin = source.origin - padding[0] * source.row - padding[1] * source.pitch
     spec = Spec(shape, (origin, source.image, source.row, source.pitch), out, placed.extras, step.epilogue)
-    tile = f"{label(shape)} {shape.most} tiles x {shape.wide} channels{f', weights by {shape.chunk} inputs' if shape.chunk else ''}"
+    tile = f"{label(shape)} {shape.most} tiles x {f'{b}x' if (b := shape.blocking.beside) > 1 else ''}{shape.wide} channels{f', weights by {shape.chunk} inputs' if shape.chunk else ''}"
     macs = step.weight.size * out.shape[0] * out.shape[2] * out.shape[3]
     return Kernel("winograd", spec, step, pack(step.weight, step.bias, shape), tile, macs, reason, shape.units, shape.scratch, _choice(shape))
 
 
 def pack(weight: np.ndarray, bias: np.ndarray, shape: Shape) -> dict[str, np.ndarray]:
     """The arrays w and b: weights in the order in which they are read, transformed unless that is done at run time; filters filled up with zeros."""
-    blocks, wide = shape.filter_blocks, shape.wide
+    blocks, wide = shape.filter_units * shape.blocking.beside, shape.wide
     padded = np.zeros((blocks * wide, shape.channels * TAPS * TAPS), np.float32)
     padded[: shape.filters] = weight.reshape(shape.filters, -1)
     taps = padded.reshape(blocks, wide, shape.channels, TAPS * TAPS)
@@ -137,9 +137,9 @@ def pack(weight: np.ndarray, bias: np.ndarray, shape: Shape) -> dict[str, np.nda
         return {"w": taps.transpose(0, 2, 3, 1).ravel(), "b": shift}
     taps = taps.transpose(0, 3, 2, 1)
     matrix = weight_transform(shape.blocking.m)
-    packed = np.empty((blocks, shape.places, shape.channels * wide), np.float32)
+    packed = np.empty((shape.filter_units, shape.places, shape.blocking.beside, shape.channels * wide), np.float32)
     for block in range(blocks):
-        packed[block] = matrix @ taps[block].reshape(TAPS * TAPS, -1).astype(np.float64)
+        packed[block // shape.blocking.beside, :, block % shape.blocking.beside] = matrix @ taps[block].reshape(TAPS * TAPS, -1).astype(np.float64)
     return {"w": packed.ravel(), "b": shift}
 
 
@@ -154,8 +154,8 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
         tir.zero_frame(o, spec.out, target.narrow)
         winograd_tiles.store_constants(o, shape)
         with T.serial(o.lo, o.hi) as unit:
-            block = T.Bind(tir.tirx.truncdiv(unit, shape.filter_blocks))
-            filters = T.Bind(tir.tirx.truncmod(unit, shape.filter_blocks))
+            block = T.Bind(tir.tirx.truncdiv(unit, shape.filter_units))
+            filters = T.Bind(tir.tirx.truncmod(unit, shape.filter_units))
             (size, _, longer), *shorter = shape.tile_blocks
             count = T.Bind(tir.tirx.Select(block < longer, size, shorter[0][0])) if shorter else size
             first = T.Bind(block * size - (tir.tirx.max(block - longer, 0) if shorter else 0))
@@ -179,7 +179,7 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
             with T.serial(0, count) as i:
                 winograd_tiles.transform_output(o, shape, spec, filters, first + i, i, target)
 
-    return tir.function(name, body)
+    return tir.function(name, body, multiplies=target)
 
 
 def _by_chunks(o: Any, shape: Shape, filters: Any, products: Callable[[Any, Any, bool], None], target: Target) -> None:
@@ -199,21 +199,32 @@ def _by_chunks(o: Any, shape: Shape, filters: Any, products: Callable[[Any, Any,
 
 
 def _multiply(o: Any, shape: Shape, part: tuple[Any, Any, Any, bool], tiles: int, target: Target) -> None:
-    """Q[t] = V[t] U[t] for all places, ``tiles`` tiles and ``part``: (block of filters, first input channel, input channels, whether Q[t] is added to)."""
+    """Q[t] = V[t] U[t] for all places, ``tiles`` tiles and ``part``: (the unit's number among those of its tiles, first input channel, input channels, whether Q[t] is added to)."""
     from stages.compiler.kernels import tir
 
     T = tir.T
-    lanes, (filters, channel, channels, begun) = shape.blocking.lanes, part
-    with T.serial(0, shape.places) as t:
-        u = T.Bind(shape.u + t * shape.u_pitch if shape.chunk else (filters * shape.places + t) * shape.u_pitch)
+    lanes, beside, (filters, channel, channels, begun) = shape.blocking.lanes, shape.blocking.beside, part
+    with T.serial(0, shape.places) as t, T.serial(0, beside) as block:
+        u = T.Bind(shape.u + t * shape.u_pitch if shape.chunk else ((filters * shape.places + t) * beside + block) * shape.u_pitch)
         following = (filters * shape.channels + channel + channels) * (TAPS * TAPS * shape.wide)  # the next chunk's weights, which may be the next block's
         ahead = T.Bind(following + t * (shape.chunk * _pace(shape))) if shape.chunk and not target.issue else None
-        for number, (size, first, count) in enumerate(split(tiles, panel(shape.blocking.vectors, target))):
-            with T.serial(0, count) as p:
-                tile = T.Bind(p * size + first)
-                v = T.Bind(t * shape.v_pitch + tile * lanes)
-                q = T.Bind(shape.q + t * shape.q_pitch + tile * lanes)
-                _micro(o, shape, size, (v, u, q), (channel, channels, begun), None if number else ahead, target)
+        for several, before, times in [(channels, 0, 1)] if shape.chunk else _parts(shape, target):
+            with T.serial(0, times) as number:
+                inputs = (T.Bind(before + number * several) if times > 1 else before, several, begun or before > 0)
+                for place, (size, first, count) in enumerate(split(tiles, panel(shape.blocking.vectors, target))):
+                    with T.serial(0, count) as p:
+                        tile = T.Bind(p * size + first)
+                        v = T.Bind(t * shape.v_pitch + tile * lanes)
+                        q = T.Bind(shape.q + t * shape.q_pitch + (block * (shape.blocking.vectors * shape.most) + tile) * lanes)
+                        _micro(o, shape, size, (v, u, q), (channel if shape.chunk else 0, *inputs), None if place else ahead, target)
+
+
+def _parts(shape: Shape, target: Target) -> list[tuple[int, int, int]]:
+    """Input channels whose weights of a place are read for all panels before those of the next, as (channels, first channel, number of parts): what one panel has read is still in the first-level cache."""
+    parts = -(-4 * shape.channels * shape.wide // target.reach.first)
+    size = shape.channels // parts
+    found = [(shape.channels - size * (parts - 1), 0, 1), (size, shape.channels - size * (parts - 1), parts - 1)]
+    return [f for f in found if f[2]]
 
 
 def _pace(shape: Shape) -> int:
@@ -221,13 +232,14 @@ def _pace(shape: Shape) -> int:
     return -(-TAPS * TAPS * shape.wide // shape.places)
 
 
-def _micro(o: Any, shape: Shape, size: int, places: tuple[Any, Any, Any], part: tuple[Any, Any, bool], ahead: Any, target: Target) -> None:
-    """``size`` tiles times one block of filters for the input channels of ``part``; the sums stay in registers. ``places``: first floats of V, U and Q; ``ahead``: of what to ask for meanwhile."""
+def _micro(o: Any, shape: Shape, size: int, places: tuple[Any, Any, Any], part: tuple[Any, Any, Any, bool], ahead: Any, target: Target) -> None:
+    """``size`` tiles times one block of filters; the sums stay in registers. ``places``: first floats of V, U and Q; ``part``: (input channel that U begins with, first input channel from there, number of
+    input channels, whether Q is added to); ``ahead``: first float of what to ask for meanwhile."""
     from stages.compiler.kernels import tir
 
     T = tir.T
     lanes, vectors = shape.blocking.lanes, shape.blocking.vectors
-    (v, u, q), (channel, channels, begun) = places, part
+    (v, u, q), (origin, first, channels, begun) = places, part
     sums = T.alloc_buffer((size * vectors * lanes,), "float32", scope="local")
     weights = o.s if shape.chunk else o.w
 
@@ -242,9 +254,10 @@ def _micro(o: Any, shape: Shape, size: int, places: tuple[Any, Any, Any], part: 
             T.buffer_store(sums, o.s[tir.at(product(p, f), lanes)] if begun else tir.splat(0, lanes), [slot(p, f)])
 
     with T.serial(0, channels) as k:  # one loop: of two, LLVM unrolls the outer one where it is short, and spills
-        block = tir.tirx.truncdiv(channel + k, lanes)
-        source = T.Bind(v + block * shape.v_block + tir.tirx.truncmod(channel + k, lanes))
-        row = T.Bind(u + (tir.tirx.truncdiv(k, TOGETHER) * shape.u_block + tir.tirx.truncmod(k, TOGETHER) * shape.wide if shape.chunk else k * shape.wide))
+        channel = first + k
+        block = tir.tirx.truncdiv(origin + channel, lanes)
+        source = T.Bind(v + block * shape.v_block + tir.tirx.truncmod(origin + channel, lanes))
+        row = T.Bind(u + (tir.tirx.truncdiv(k, TOGETHER) * shape.u_block + tir.tirx.truncmod(k, TOGETHER) * shape.wide if shape.chunk else channel * shape.wide))
         if ahead is not None:
             tir.fetch_evenly(o.w, ahead, k, _pace(shape))
         elif not shape.chunk and shape.weights <= target.reach.asked and not target.issue:
@@ -253,7 +266,7 @@ def _micro(o: Any, shape: Shape, size: int, places: tuple[Any, Any, Any], part: 
         for p in range(size):
             value = T.Bind(T.broadcast(o.s[source + p * lanes], lanes))
             for f in range(vectors):
-                T.buffer_store(sums, sums[slot(p, f)] + value * loaded[f], [slot(p, f)])
+                T.buffer_store(sums, tir.multiply_add(sums[slot(p, f)], value, loaded[f], lanes, target, min(size, vectors)), [slot(p, f)])
     for p in range(size):
         for f in range(vectors):
             tir.store(o.s, product(p, f), sums[slot(p, f)], lanes)

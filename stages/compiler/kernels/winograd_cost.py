@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 
@@ -42,6 +43,7 @@ PREFERENCE = {
 SUMS = 2.0  # cycles per vector of sums: set to zero, stored
 PANEL = 15.0  # cycles per panel: addresses, loops
 AHEAD = 0.5  # of memory and arithmetic, the share of the shorter that hides behind the longer where weights are transformed at run time
+BESIDE = (1, 2, 4, 8)  # blocks of filters of a unit
 CHUNKS = (8, 16)  # input channels whose weights are transformed at a time
 MANY = 4 << 20  # bytes of transformed weights: below it does not pay to transform them at run time
 L1_BYTES = 40 << 10  # of transformed weights, with what else is read meanwhile
@@ -63,7 +65,7 @@ def options(dims: tuple[int, int, int], channels: int, filters: int, target: Tar
     for m in TRANSFORM:
         every = [Shape(dims, channels, filters, b) for b in _blockings(filters, target) if b.m == m]
         found += [s for s in every if s.scratch <= SCRATCH] or [min(every, key=lambda s: s.scratch)]
-    late = [replace(s, blocking=replace(s.blocking, chunk=chunk)) for s in found if s.weights > MANY for chunk in CHUNKS if chunk < channels]
+    late = [replace(s, blocking=replace(s.blocking, chunk=chunk)) for s in found if s.weights > MANY and s.blocking.beside == 1 for chunk in CHUNKS if chunk < channels]
     return found + late
 
 
@@ -71,9 +73,9 @@ def _blockings(filters: int, target: Target) -> Iterator[Blocking]:
     for lanes in target.narrow if filters % target.lanes else target.narrow[:1]:
         for vectors in (1, 2, 3, 4):
             if lanes * (vectors - 1) < filters or lanes == target.narrow[-1] and vectors == 1:
-                for panels in (1, 2, 4):
-                    for m in TRANSFORM:
-                        yield Blocking(*m, panels * panel(vectors, target), lanes, vectors)
+                for panels, m, beside in product((1, 2, 4, 8), TRANSFORM, BESIDE):
+                    if beside == 1 or lanes * vectors * beside <= filters:
+                        yield Blocking(*m, panels * panel(vectors, target), lanes, vectors, 0, beside)
 
 
 def estimate(shape: Shape, target: Target) -> float:
@@ -81,17 +83,17 @@ def estimate(shape: Shape, target: Target) -> float:
     b = shape.blocking
     blocks = sum(count for _, _, count in shape.tile_blocks)
     chunks = -(-shape.channels // shape.chunk) if shape.chunk else 1
-    product = 0.0
+    products = 0.0
     for tiles, _, count in shape.tile_blocks:
         for size, _, panels in split(tiles, panel(b.vectors, target)):
-            product += count * panels * (shape.channels * cycles(size, b.lanes, b.vectors, target) + chunks * (SUMS * size * b.vectors + PANEL))
+            products += count * panels * (shape.channels * cycles(size, b.lanes, b.vectors, target) + chunks * (SUMS * size * b.vectors + PANEL))
     vectors = math.ceil(shape.channels / b.lanes) + math.ceil(shape.filters / b.lanes)
     halves = 1.0 if b.lanes == target.lanes and target.fused_narrow else 0.5  # cycles are counted in widest vectors of a processor that splits them in two
     spilled = target.reach.line * shape.places
-    arithmetic = shape.places * shape.filter_blocks * product + shape.tiles * vectors * (TRANSFORM[b.m] * halves + spilled)
+    arithmetic = shape.places * shape.filter_units * b.beside * products + shape.tiles * vectors * (TRANSFORM[b.m] * halves + spilled)
     if shape.chunk:
         kept = 4 * shape.places * shape.chunk * shape.wide <= L1_BYTES
-        arithmetic += blocks * shape.channels * shape.filter_blocks * b.vectors * (WEIGHTS[b.m] * halves + (0.0 if kept else spilled))
+        arithmetic += blocks * shape.channels * shape.filter_units * b.vectors * (WEIGHTS[b.m] * halves + (0.0 if kept else spilled))
     memory = _memory(shape, blocks, target.reach)
     if shape.chunk:  # they are asked for while products are computed
         return _together(arithmetic, memory, AHEAD)
@@ -103,7 +105,8 @@ def _memory(shape: Shape, blocks: int, reach: Reach) -> float:
     cycles = shape.weights * (blocks if shape.weights > reach.near else 1) / reach.far
     if reach.again:
         cycles += shape.weights * (blocks - 1 if reach.second < shape.weights <= reach.near else 0) / reach.again
-        cycles += (4 * shape.q * blocks * shape.filter_blocks if shape.scratch > reach.second else 0) / reach.again
+        products = 8 * shape.places * shape.q_pitch if shape.scratch - 4 * shape.q > reach.second else 0  # written and read
+        cycles += ((4 * shape.q if shape.scratch > reach.second else 0) + products) * blocks * shape.filter_units / reach.again
     return cycles
 
 

@@ -16,6 +16,7 @@ class Blocking:
     """How the work is divided: tiles of ``rows`` x ``cols`` results, at most ``tiles`` of them a block; ``vectors`` vectors of ``lanes`` filters a block.
 
     ``chunk``: the input channels whose weights are transformed at a time, when they are needed; 0: all weights were transformed at compile time.
+    ``beside``: blocks of filters of a unit; the products of a place are computed for all of them before those of the next, so that its inputs come from afar once. 1 where there are chunks.
     """
 
     rows: int
@@ -24,6 +25,7 @@ class Blocking:
     lanes: int
     vectors: int
     chunk: int = 0
+    beside: int = 1
 
     @property
     def m(self) -> tuple[int, int]:
@@ -75,9 +77,14 @@ class Shape:
         return self.blocking.vectors * self.blocking.lanes
 
     @property
-    def filter_blocks(self) -> int:
-        """Number of blocks of filters."""
-        return -(-self.filters // self.wide)
+    def span(self) -> int:
+        """Filters of a unit."""
+        return self.wide * self.blocking.beside
+
+    @property
+    def filter_units(self) -> int:
+        """Units that a block of tiles is divided into."""
+        return -(-self.filters // self.span)
 
     @property
     def v_pitch(self) -> int:
@@ -92,7 +99,7 @@ class Shape:
     @property
     def q_pitch(self) -> int:
         """Floats of the products from one place to the next."""
-        return _odd(self.most * self.wide)
+        return _odd(self.most * self.span)
 
     @property
     def q(self) -> int:
@@ -127,7 +134,7 @@ class Shape:
     @property
     def weights(self) -> int:
         """Bytes of weights in the order in which they are read, filters filled up."""
-        return 4 * (TAPS * TAPS if self.chunk else self.places) * self.channels * self.filter_blocks * self.wide
+        return 4 * (TAPS * TAPS if self.chunk else self.places) * self.channels * self.filter_units * self.span
 
     @property
     def scratch(self) -> int:
@@ -136,8 +143,8 @@ class Shape:
 
     @property
     def units(self) -> int:
-        """Blocks of tiles times blocks of filters; consecutive units share their block of tiles, whose inputs are transformed once."""
-        return sum(count for _, _, count in self.tile_blocks) * self.filter_blocks
+        """Blocks of tiles times blocks of filters that are computed together; consecutive units share their block of tiles, whose inputs are transformed once."""
+        return sum(count for _, _, count in self.tile_blocks) * self.filter_units
 
 
 def _odd(floats: int) -> int:

@@ -64,7 +64,7 @@ def transform_input(o: Any, shape: Shape, x: View, tile: Any, slot: Any, target:
 
 
 def transform_output(o: Any, shape: Shape, spec: Spec, filters: Any, tile: Any, slot: Any, target: Target) -> None:
-    """One block of filters of tile number ``tile`` from place ``slot`` of Q: bias, the largest of each 2x2 if ``spec.pooled``, epilogue, store."""
+    """The filters of one unit of tile number ``tile`` from place ``slot`` of Q: bias, the largest of each 2x2 if ``spec.pooled``, epilogue, store."""
     (m_rows, m_cols), lanes = shape.blocking.m, shape.blocking.lanes
     rows, cols = m_rows + 2, m_cols + 2
     image, row, col = _position(shape, tile)
@@ -111,12 +111,12 @@ def transform_output(o: Any, shape: Shape, spec: Spec, filters: Any, tile: Any, 
     def channels(height: Any, width: int) -> None:
         q = T.Bind(shape.q + slot * lanes)
         whole, rest = divmod(round_up(shape.filters, target.narrow[-1]), lanes)
-        vectors = shape.wide // lanes
+        vectors = shape.span // lanes
         here = T.Bind(tirx.min(whole - filters * vectors, vectors)) if whole % vectors or rest else vectors
         with T.serial(0, here) as c:
             vector(height, width, T.Bind((filters * vectors + c) * lanes), T.Bind(q + c * (shape.most * lanes)), lanes)
         if rest:
-            with T.If(filters == shape.filter_blocks - 1), T.Then():
+            with T.If(filters == shape.filter_units - 1), T.Then():
                 for start, wide in tir.widths(rest, target.narrow):
                     vector(height, width, T.int32(whole * lanes + start), T.Bind(q + whole % vectors * (shape.most * lanes) + start), wide)
 
