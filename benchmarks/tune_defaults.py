@@ -25,7 +25,7 @@ from benchmarks.peers.networks import BLOCK, NETWORKS, build, example
 from benchmarks.rounds import in_rounds
 from stages.compiler.api import Build, prepare
 from stages.compiler.model import CompiledModel
-from stages.compiler.target import Target, resolve
+from stages.compiler.target import Target, avx2, resolve
 from stages.compiler.tuning import database
 from stages.compiler.tuning.networks import tune_for
 from stages.compiler.tuning.request import Request
@@ -71,7 +71,7 @@ def target_for(isa: str) -> Target:
     if isa in ("", host.isa):
         return host
     if (isa, host.isa) == ("avx2", "avx512"):
-        return Target(host.triple, "znver3" if host.mcpu.startswith("znver") else "haswell", "avx2", 8, (8, 4), 16)
+        return avx2("znver3" if host.mcpu.startswith("znver") else "haswell")
     sys.exit(f"This machine can't measure {isa}.")
 
 

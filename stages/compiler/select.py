@@ -77,7 +77,9 @@ def decode(plain: database.Plain) -> Any | None:
     if rule not in TUNABLE:
         return None
     kind = _module(rule).Choice
-    return kind(**genes) if set(genes) == {f.name for f in dataclasses.fields(kind)} else None
+    fields = dataclasses.fields(kind)
+    needed = {f.name for f in fields if f.default is dataclasses.MISSING}  # what was measured before a field was added had its default
+    return kind(**genes) if needed <= set(genes) <= {f.name for f in fields} else None
 
 
 def emit(kernel: Kernel, name: str, target: Target) -> Any:

@@ -93,6 +93,11 @@ def arm64(mcpu: str) -> Target:
     return Target("aarch64-unknown-linux-gnu", mcpu, "neon", 4, (4,), 32, features=("+neon", *_BEYOND_ARMV8_0[mcpu]), issue=_ISSUE)
 
 
+def avx2(mcpu: str) -> Target:
+    """Code for x86-64 with AVX2 and FMA, for the processor that LLVM calls ``mcpu``."""
+    return Target(_TRIPLE, mcpu, "avx2", 8, (8, 4), 16, reach=_AVX2)
+
+
 @cache
 def _host() -> Target:
     machine = platform.machine().lower()
@@ -116,7 +121,7 @@ def _x86(cpu: dict[str, str]) -> Target:
             return Target(_TRIPLE, "sapphirerapids", "avx512", 16, (16, 8, 4), 32, reach=_XEON)
         return Target(_TRIPLE, ("znver4" if split else "znver5") if amd else "skylake-avx512", "avx512", 16, (16, 8, 4), 32, split)
     if flags.issuperset(("avx2", "fma")):
-        return Target(_TRIPLE, "znver3" if amd else "haswell", "avx2", 8, (8, 4), 16, reach=_AVX2)
+        return avx2("znver3" if amd else "haswell")
     raise UsageError("This processor has neither AVX-512 nor AVX2 with FMA.", "npas compiles for x86-64 with AVX2 or AVX-512, and for 64-bit ARM.")
 
 

@@ -43,7 +43,7 @@ def shape_of_group(filters: int, target: Target) -> tuple[int, int]:
 
 def most_pixels(vectors: int, target: Target) -> int:
     """Pixels whose accumulators, the weights and one input fit the registers."""
-    spare = target.registers - 1 - vectors - (0 if vectors == 1 and target.isa != "neon" else 1)
+    spare = target.registers - 1 - vectors - (0 if vectors == 1 and target.isa != "neon" else 1)  # one vector: AVX-512 reads the input from memory, AVX2 needs no further register (tir.multiply_add)
     return max(1, min(spare // vectors, 28))
 
 

@@ -189,6 +189,7 @@ def test_planes_hold_every_pixel_and_neighbour(shape: tuple[int, int, int, int],
     assert first % planar.ALIGNED == 0 and first - reach >= 0
     assert last + reach < layout.channel  # a neighbour of the last pixel is still in the plane
     assert first + -(-planar.span(layout) // 16) * 16 <= layout.channel
+    assert layout.channel // planar.ALIGNED % 2 == 1  # planes at odd distances spread over all sets of a cache
     inside = planar.inside(layout, 16)
     assert inside.sum() == shape[2] * shape[3]
     assert shape[3] + pad <= layout.cols <= wider * (shape[3] + pad)

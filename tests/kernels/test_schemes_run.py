@@ -13,6 +13,7 @@ from kernel_kit import assert_equal, inputs, randomised
 from torch import Tensor, nn
 
 from stages.compiler import CompiledModel, compile_model
+from stages.compiler.target import resolve
 from stages.graph import couplings, trace
 from stages.schemes import LayerScheme, Scheme, legal_schemes, prune_, uniform_scheme
 
@@ -54,7 +55,7 @@ def test_linear_layers_compute_no_more_than_their_mask_keeps(block: int, channel
 def test_rows_of_blocks_run_along_the_inputs_and_columns_along_the_filters() -> None:
     rows, _ = pruned(nn.Linear(256, 128), (1, 256), LayerScheme("keep", "block-based", 4.0, 1, 16))
     columns, _ = pruned(nn.Linear(256, 128), (1, 256), LayerScheme("keep", "block-based", 4.0, 8))
-    assert "rows of 16 columns" in row(rows)["reason"] and "groups of filters" in row(columns)["reason"]
+    assert f"rows of {resolve('host').lanes} columns" in row(rows)["reason"] and "groups of filters" in row(columns)["reason"]
 
 
 def test_a_linear_layer_with_more_inputs_than_16_bits_number() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ import torch
 from kernel_kit import Fire, assert_equal, inputs, randomised
 from torch import nn
 
-from stages.compiler import api, compile_model, target
+from stages.compiler import api, compile_model, target, toolchain
 from stages.compiler.arrange import arrange
 from stages.compiler.fuse import fuse
+from stages.compiler.kernels import tir
 from stages.compiler.lower import lower
 from stages.compiler.share import share
 from stages.compiler.shrink import shrink
@@ -21,7 +23,7 @@ from stages.graph import trace
 from stages.schemes import Scheme, prune_, uniform_scheme
 
 SHAPE = (1, 3, 18, 22)
-AVX2 = target.Target("x86_64-unknown-linux-gnu", "haswell", "avx2", 8, (8, 4), 16)
+AVX2 = target.avx2("haswell")
 NEON = target.resolve("android-arm64")
 
 
@@ -35,6 +37,23 @@ def test_avx2(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     model = compile_model(module, torch.zeros(SHAPE), scheme)
     assert model.manifest["target"]["isa"] == "avx2"
     assert_equal(model, module, inputs(*SHAPE))
+
+
+@pytest.mark.skipif(target.resolve("host").isa == "neon", reason="runs x86 code")
+@pytest.mark.parametrize("lanes", [4, 8])
+@pytest.mark.parametrize("uses", [1, 2])
+def test_multiply_add(lanes: int, uses: int, tmp_path: Path) -> None:
+    def body(o: object) -> None:
+        a, b, c = (tir.tirx.convert(0) + first for first in (0, lanes, 2 * lanes))
+        x = [o.x[tir.at(first, lanes)] for first in (a, b, c)]  # type: ignore[attr-defined]
+        tir.store(o.y, 0, tir.multiply_add(x[2], x[0], x[1], lanes, AVX2, uses), lanes)  # type: ignore[attr-defined]
+
+    tir.write_object(tir.function("f", body, multiplies=AVX2), AVX2.tvm(), tmp_path / "f.o")
+    toolchain.run([*toolchain.host(), "-shared", "-o", "f.so", "f.o"], tmp_path)
+    x, y = np.random.default_rng(0).standard_normal(3 * lanes, np.float32), np.zeros(lanes, np.float32)
+    pointers = [ctypes.c_void_p(operand) for operand in (x.ctypes.data, *[None] * 7, y.ctypes.data, None)]
+    ctypes.CDLL(str(tmp_path / "f.so")).f(*pointers, ctypes.c_int32(0), ctypes.c_int32(1))
+    np.testing.assert_allclose(y, x[:lanes] * x[lanes : 2 * lanes] + x[2 * lanes :], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("block", [None, 4])
@@ -74,7 +93,7 @@ def test_x86_processors_are_told_apart() -> None:
     zen4 = target._x86(cpuinfo(wide, "AuthenticAMD", "25"))
     assert (zen4.mcpu, zen4.lanes, zen4.fused_narrow) == ("znver4", 16, True)
     assert not target._x86(cpuinfo(wide, "AuthenticAMD", "26")).fused_narrow
-    assert target._x86(cpuinfo("avx2 fma")).lanes == 8
+    assert target._x86(cpuinfo("avx2 fma")) == AVX2
     with pytest.raises(UsageError, match="AVX"):
         target._x86(cpuinfo("sse4_2"))
 

@@ -163,6 +163,14 @@ def test_a_rule_that_nobody_tunes_keeps_its_steps() -> None:
     assert select.select(step, {"x": placed.inputs[0], "y": placed.output}, TARGET).rule == "matvec"
 
 
+def test_a_verdict_older_than_a_field_has_its_default() -> None:
+    plain = {"rule": "winograd", "rows": 4, "cols": 4, "tiles": 6, "lanes": 8, "vectors": 2}
+    choice = select.decode(plain)
+    assert choice is not None and (choice.chunk, choice.beside) == (0, 1)
+    assert select.decode({**plain, "spirals": 3}) is None
+    assert select.decode({name: value for name, value in plain.items() if name != "lanes"}) is None
+
+
 def test_the_shipped_files_are_verdicts_that_this_version_understands() -> None:
     files = sorted((Path(database.__file__).parent / "shipped").glob("*.jsonl"))
     assert files

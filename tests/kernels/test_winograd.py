@@ -163,16 +163,18 @@ def test_any_shape_and_blocking(data: st.DataObject, tmp_path: Path) -> None:
     shape = (data.draw(st.integers(1, 3)), data.draw(st.integers(1, 40)), data.draw(st.integers(3, 19)), data.draw(st.integers(3, 19)))
     epilogue = data.draw(st.sampled_from([(), (("relu",),), (("add", 0), ("relu",)), (("silu",),), (("hardswish",), ("add", 0))]))
     case = Case(shape, data.draw(st.integers(1, 90)), padding, epilogue, data.draw(st.sampled_from([0, 4, 16])))
-    blocking = Blocking(*m, data.draw(st.integers(1, 20)), data.draw(st.sampled_from(HOST.narrow)), data.draw(st.integers(1, 4)), data.draw(st.sampled_from([0, 1, 7, 16, 40])))
+    chunk, beside = data.draw(st.sampled_from([(0, 1), (0, 2), (0, 3), (1, 1), (7, 1), (16, 1), (40, 1)]))
+    blocking = Blocking(*m, data.draw(st.integers(1, 20)), data.draw(st.sampled_from(HOST.narrow)), data.draw(st.integers(1, 4)), chunk, beside)
+    machine = dataclasses.replace(HOST, reach=dataclasses.replace(HOST.reach, first=data.draw(st.sampled_from([500, 4000, 1 << 40]))))  # bytes: parts of a few input channels, or one
     kernel = winograd.kernel(case.placed, case.shape(blocking), "")
-    np.testing.assert_allclose(case.run(kernel, tmp_path), case.expected(), rtol=0, atol=TOLERANCE[max(m)])
+    np.testing.assert_allclose(case.run(kernel, tmp_path, machine=machine), case.expected(), rtol=0, atol=TOLERANCE[max(m)])
 
 
 @pytest.mark.parametrize("m", SIZES, ids=str)
-@pytest.mark.parametrize("chunk", [0, 8])
-def test_parts_at_the_same_time_equal_one_call(m: tuple[int, int], chunk: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("chunk", "beside"), [(0, 1), (0, 2), (8, 1)])
+def test_parts_at_the_same_time_equal_one_call(m: tuple[int, int], chunk: int, beside: int, tmp_path: Path) -> None:
     case = Case((2, 24, 17, 14), 40)
-    kernel = winograd.kernel(case.placed, case.shape(Blocking(*m, 5, HOST.lanes, 1, chunk)), "")
+    kernel = winograd.kernel(case.placed, case.shape(Blocking(*m, 5, HOST.lanes, 1, chunk, beside)), "")
     assert kernel.units > 6
     once = case.run(kernel, tmp_path)
     np.testing.assert_array_equal(once, case.run(kernel, tmp_path, parts=3))
@@ -195,7 +197,7 @@ def test_rounding_errors_are_as_documented(m: tuple[int, int], largest: float, r
 def test_avx2(m: tuple[int, int], tmp_path: Path) -> None:
     case = Case((1, 19, 11, 13), 37, epilogue=(("relu",),))
     _, shape = choose((1, 11, 13), 19, 37, AVX2)
-    for chosen in (shape, case.shape(Blocking(*m, 7, 8, 2)), case.shape(Blocking(*m, 7, 8, 2, 8))):
+    for chosen in (shape, case.shape(Blocking(*m, 7, 8, 2)), case.shape(Blocking(*m, 7, 8, 2, 8)), case.shape(Blocking(*m, 20, 8, 1, 0, 3))):
         kernel = winograd.kernel(case.placed, chosen, "")
         np.testing.assert_allclose(case.run(kernel, tmp_path, machine=AVX2), case.expected(), rtol=0, atol=TOLERANCE[6])
 
@@ -238,6 +240,21 @@ def test_a_pruned_layer_runs_dense_only_where_its_mask_saves_less() -> None:
     assert [k for k, _ in kinds[1.5]] == ["winograd", "winograd"]
     assert all("since the mask saves less" in reason for _, reason in kinds[1.5])
     assert all(k in ("gather", "planar_conv") for k, _ in kinds[12.0])  # which of them depends on the processor
+
+
+@given(channels=st.integers(1, 700), vectors=st.integers(1, 4), first=st.integers(64, 40_000))
+def test_parts_of_the_input_channels_cover_all_of_them_once(channels: int, vectors: int, first: int) -> None:
+    machine = dataclasses.replace(HOST, reach=target.Reach(first=first))
+    parts = winograd._parts(Shape((1, 8, 8), channels, 32, Blocking(4, 4, 4, 8, vectors)), machine)
+    covered = [begin + number * size + k for size, begin, times in parts for number in range(times) for k in range(size)]
+    assert covered == list(range(channels))
+    assert all(4 * 8 * vectors * size <= first for size, _, _ in parts[1:])
+
+
+def test_inputs_beyond_the_second_level_are_read_for_several_blocks_of_filters() -> None:
+    small = dataclasses.replace(HOST, reach=target.Reach(again=14.0, second=256 << 10))
+    assert choose((1, 56, 56), 256, 256, small)[1].blocking.beside > 1
+    assert choose((1, 56, 56), 256, 256, dataclasses.replace(HOST, reach=target.Reach()))[1].blocking.beside == 1
 
 
 def test_weights_that_are_many_for_few_tiles_are_transformed_at_run_time() -> None:

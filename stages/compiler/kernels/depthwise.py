@@ -22,7 +22,7 @@ FIRST_LEVEL = 14000  # bytes of the first-level cache for rows of input
 
 @dataclass(frozen=True)
 class Spec:
-    """All that the code depends on. ``x`` is the view of the input, its origin moved by the padding."""
+    """All that the code depends on. ``x`` is the view of the input, its origin moved by the padding; ``patch`` as of ``_patch``; a tile is up to ``pixels`` pixels of a row."""
 
     dims: tuple[int, int, int]
     x: View
@@ -66,10 +66,10 @@ def _patch(placed: Placed, target: Target) -> tuple[int, int, int]:
     """
     step, (_, _, h, w) = placed.step, placed.output.shape
     if target.isa != "avx2":
-        return (1, w, placed.output.width)
+        return (1, w, 1)
     assert step.weight is not None
-    pixel = 4 * step.weight.shape[2] * step.attrs["stride"][1] * (2 * LINE if placed.inputs[0].pitch % (2 * LINE) == 0 else LINE)  # lines at even distances share half of the cache's sets
-    cols = _divisor(w, FIRST_LEVEL // pixel)
+    line = 4 * LINE * (2 if placed.inputs[0].pitch % (2 * LINE) == 0 else 1)  # pixels at even numbers of lines use half of the cache's sets
+    cols = _divisor(w, FIRST_LEVEL // (line * step.weight.shape[2] * step.attrs["stride"][1]))
     return (_divisor(h, ROWS), cols if cols >= LEAST else w, LINE // target.lanes)
 
 
@@ -96,13 +96,11 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
     """The kernel's PrimFunc."""
     from stages.compiler.kernels import tir
 
-    T, tirx = tir.T, tir.tirx
+    T, tirx, (rows, cols, beside) = tir.T, tir.tirx, spec.patch
 
     def body(o: Any) -> None:
         tir.zero_frame(o, spec.out, target.narrow)
         for first, count, lanes, _ in channel_blocks(spec.out.width, target.narrow, 1):
-
-            rows, cols, beside = spec.patch
 
             def visit(n: Any, band: Any, part: Any, several: Any, first: int = first, count: int = count, lanes: int = lanes) -> None:
                 begin = T.Bind(several * beside)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from itertools import product
 
 import numpy as np
@@ -50,6 +51,7 @@ L1_BYTES = 40 << 10  # of transformed weights, with what else is read meanwhile
 SCRATCH = 8 << 20  # bytes that a thread may use
 
 
+@cache
 def choose(
     dims: tuple[int, int, int], channels: int, filters: int, target: Target, sizes: tuple[tuple[int, int], ...] = tuple(TRANSFORM)
 ) -> tuple[float, Shape]:
