@@ -26,7 +26,8 @@ class Reach:
     ``hidden``, the share of that time during which the processor computes if it can. ``near``: bytes of a layer's weights that stay in the third
     level, and ``again``, bytes a cycle that come from there, 0 for a cost that doesn't show. ``second``: bytes of scratch memory that stay in the second level. ``asked``: bytes of a layer's weights up to which it
     pays to ask for them a page ahead (measured, Winograd, Zen 4: 3 to 8 % faster below, 5 % slower above); ``group``: bytes of a group's weights of which the second level holds two. ``line``: cycles for each cache line that is written beyond the first level and read back from there.
-    ``first``: bytes of a Winograd block's weights of one place that stay in the first level while the inputs of all panels of tiles pass by.
+    ``first``: bytes of a Winograd block's weights of one place that stay in the first level while the inputs of all panels of tiles pass by; ``inputs``:
+    bytes of the pixels that a tile of a convolution on planes reads, the same.
     ``crossing`` and ``apart``: cycles for each vector that a flat walk over planes loads across two lines, and for each that isn't in the first level.
     """
 
@@ -40,13 +41,14 @@ class Reach:
     asked: int = 16 << 20
     group: int = 448 << 10
     first: int = 1 << 40
+    inputs: int = 1 << 40
     line: float = 0.0
     crossing: float = 0.0
     apart: float = 0.0
 
 
 # Fitted to one Zen 3 core (3.25 GHz, a second level of 512 KB): main memory gives it 23 GB/s, the third level 47.
-_AVX2 = Reach(far=7.0, streams=3, again=14.0, second=448 << 10, asked=1 << 40, group=224 << 10, first=12 << 10)
+_AVX2 = Reach(far=7.0, streams=3, again=14.0, second=448 << 10, asked=1 << 40, group=224 << 10, first=12 << 10, inputs=16 << 10)
 # Fitted to one Granite Rapids core (3.6 GHz, a second level of 2 MB): main memory and a large part of the third level give it 11 to 20 GB/s.
 _XEON = Reach(far=4.0, streams=2, early=True, hidden=0.0, near=12 << 20, again=18.0, second=1 << 20, asked=1 << 40, group=900 << 10, line=3.5, crossing=1.2, apart=0.35)
 

@@ -29,7 +29,7 @@ def likes_planes(step: Step, program: Program, on_planes: bool, target: Target) 
 
 
 def on_planes(module: nn.Module, *shape: int, rate: float = 2.0, threads: int = 1, divided: bool = False) -> CompiledModel:
-    """The pruned network compiled with planes wherever possible; compared on other inputs than the compiler's own check. ``divided``: small planes too among threads, and by bands."""
+    """The pruned network compiled with planes wherever possible; compared on other inputs than the compiler's own check. ``divided``: small planes too among threads, by bands, and by parts of the input channels."""
     module, example = randomised(module), inputs(*shape)
     scheme = uniform_scheme(trace(module, example), "block-punched", rate, 8)
     prune_(module, scheme)
@@ -38,7 +38,9 @@ def on_planes(module: nn.Module, *shape: int, rate: float = 2.0, threads: int = 
         if divided:
             patch.setattr(planar, "_SHARE", 1)
             patch.setattr(planar, "_HALO", 99.0)
-            patch.setattr(api, "resolve", lambda name: dataclasses.replace(resolve(name), reach=dataclasses.replace(resolve(name).reach, second=5000)))
+            patch.setattr(planar_conv_cost, "_FEWEST", 2)
+            patch.setattr(planar_conv_cost, "_LEAST", 1)
+            patch.setattr(api, "resolve", lambda name: dataclasses.replace(resolve(name), reach=dataclasses.replace(resolve(name).reach, second=5000, inputs=1000)))
         model = compile_model(module, example, scheme, threads=threads)
     assert_equal(model, module, inputs(*shape, seed=5))
     return model
