@@ -216,6 +216,14 @@ def test_threads_have_rows_of_their_own_where_planes_are_large() -> None:
     assert (parts(1, 14, 2), parts(1, 28, 2), parts(1, 28, 2, halo=2), parts(1, 56, 2, halo=4), parts(1, 56, 2, halo=6)) == (1, 2, 1, 2, 1)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_input_channels_go_by_parts(threads: int) -> None:
+    strided = nn.Conv2d(24, 32, 3, 2, 1)
+    model = on_planes(nn.Sequential(nn.Conv2d(24, 24, 3, padding=1), nn.ReLU(), strided, nn.Conv2d(32, 23, 1)), 2, 24, 20, 30, threads=threads, divided=True)
+    tiles = [k["tile"] for k in model.manifest["kernels"] if k["kernel"] == "planar_conv"]
+    assert len(tiles) == 3 and all("parts" in tile for tile in tiles)
+
+
 def test_bands_keep_the_input_in_the_second_level_cache() -> None:
     target = dataclasses.replace(resolve("host"), reach=dataclasses.replace(resolve("host").reach, second=1 << 20))
 
