@@ -47,7 +47,7 @@ class Reach:
     apart: float = 0.0
 
 
-# Fitted to one Zen 3 core (3.25 GHz, a second level of 512 KB): main memory gives it 23 GB/s, the third level 47.
+# Every processor with AVX2. Fitted to one Zen 3 core (3.25 GHz, a second level of 512 KB): main memory gives it 23 GB/s, the third level 47.
 _AVX2 = Reach(far=7.0, streams=3, again=14.0, second=448 << 10, asked=1 << 40, group=224 << 10, first=12 << 10, inputs=16 << 10)
 # Fitted to one Granite Rapids core (3.6 GHz, a second level of 2 MB): main memory and a large part of the third level give it 11 to 20 GB/s.
 _XEON = Reach(far=4.0, streams=2, early=True, hidden=0.0, near=12 << 20, again=18.0, second=1 << 20, asked=1 << 40, group=900 << 10, line=3.5, crossing=1.2, apart=0.35)
