@@ -27,7 +27,7 @@ class Reach:
     level, and ``again``, bytes a cycle that come from there, 0 for a cost that doesn't show. ``second``: bytes of scratch memory that stay in the second level. ``asked``: bytes of a layer's weights up to which it
     pays to ask for them a page ahead (measured, Winograd, Zen 4: 3 to 8 % faster below, 5 % slower above); ``group``: bytes of a group's weights of which the second level holds two. ``line``: cycles for each cache line that is written beyond the first level and read back from there.
     ``first``: bytes of a Winograd block's weights of one place that stay in the first level while the inputs of all panels of tiles pass by; ``inputs``:
-    bytes of the pixels that a tile of a convolution on planes reads, the same.
+    bytes of pixels that stay there while a convolution on planes goes through all filters, or a depthwise one along a row.
     ``crossing`` and ``apart``: cycles for each vector that a flat walk over planes loads across two lines, and for each that isn't in the first level.
     """
 

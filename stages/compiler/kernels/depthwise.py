@@ -17,7 +17,6 @@ from stages.schemes.scheme import LayerScheme
 HOISTED = 9  # weights up to this many stay in registers along a row
 ROWS = 16  # of a patch, at most
 LEAST = 7  # columns of a patch; else whole rows
-FIRST_LEVEL = 14000  # bytes of the first-level cache for rows of input
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def _patch(placed: Placed, target: Target) -> tuple[int, int, int]:
         return (1, w, 1)
     assert step.weight is not None
     line = 4 * LINE * (2 if placed.inputs[0].pitch % (2 * LINE) == 0 else 1)  # pixels at even numbers of lines use half of the cache's sets
-    cols = _divisor(w, FIRST_LEVEL // (line * step.weight.shape[2] * step.attrs["stride"][1]))
+    cols = _divisor(w, target.reach.inputs // (line * step.weight.shape[2] * step.attrs["stride"][1]))
     return (_divisor(h, ROWS), cols if cols >= LEAST else w, LINE // target.lanes)
 
 

@@ -90,7 +90,7 @@ def chosen(placed: Placed, scheme: LayerScheme, target: Target, choice: Choice) 
     """The kernel with one of ``choices``."""
     assert placed.step.weight is not None
     (n, filters, h, w), channels = placed.output.shape, placed.step.weight.shape[1]
-    shape = Shape((n, h, w), channels, filters, Blocking(choice.rows, choice.cols, choice.tiles, choice.lanes, choice.vectors, choice.chunk, choice.beside))
+    shape = Shape((n, h, w), channels, filters, Blocking(**vars(choice)))
     return kernel(placed, shape, f"{scheme.label}: Winograd {label(shape)}, measured to be the fastest")
 
 
@@ -105,7 +105,7 @@ def _takes(placed: Placed) -> bool:
 def _choice(shape: Shape) -> Choice:
     """Of blocks that are larger than the image, the one that just covers it stands for all."""
     b = shape.blocking
-    return Choice(b.rows, b.cols, min(b.tiles, shape.tiles), b.lanes, b.vectors, shape.chunk, b.beside)
+    return Choice(**vars(replace(b, tiles=min(b.tiles, shape.tiles), chunk=shape.chunk)))
 
 
 def label(shape: Shape) -> str:
