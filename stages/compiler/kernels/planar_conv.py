@@ -16,7 +16,7 @@ from stages.compiler.ir import Epilogue, Layout, Shape, Step, costly, round_up
 from stages.compiler.kernels import planar, space_to_depth
 from stages.compiler.kernels.kernel import Kernel, Placed
 from stages.compiler.kernels.packing import Stream, pack, stream
-from stages.compiler.kernels.planar_conv_cost import bands, choose, depth, filter_groups, options, pixels_outer, shifted
+from stages.compiler.kernels.planar_conv_cost import bands, choose, filter_groups, options, pixels_outer, shifted
 from stages.compiler.kernels.units import shares, units
 from stages.compiler.target import Target
 from stages.schemes.scheme import LayerScheme
@@ -27,7 +27,7 @@ class Spec:
     """All that the code depends on. ``segments`` are (first filter, groups, filters per group); a tile is up to ``vectors`` vectors of pixels.
 
     ``bands``: into how many bands of consecutive pixels an image is divided, in each of which all filters are computed before the next; with 1, threads divide filters or tiles.
-    ``depth``: into how many parts the input channels are divided; each tile goes through all groups with one part, whose pixels stay in the first-level cache, before the next. The sums wait in scratch memory.
+    ``ahead``: how many positions before it multiplies a tile asks for the pixels of a position; 0: it doesn't.
     """
 
     x: int  # floats from image to image
@@ -41,7 +41,7 @@ class Spec:
     streamed: Stream
     gate: planar.Operand | None = None
     bands: int = 1
-    depth: int = 1
+    ahead: int = 0
 
 
 @dataclass(frozen=True)
@@ -97,18 +97,14 @@ def chosen(placed: Placed, scheme: LayerScheme, target: Target, choice: Choice) 
     if gate:
         further = further[:-1]
         data["ptr"] = np.concatenate([data["ptr"], _channels(data["idx"], source)])
-    parts = depth(placed, groups, choice.vectors, kept, target)
-    if parts > 1:
-        data["ptr"] = np.concatenate([data["ptr"], _bounds(data, source, parts, 4 if step.attrs.get("folded") else 1)])
-    order = choice.pixels_outer or parts > 1
-    divided = bands(data["w"].nbytes, placed, order, target)
-    spec = Spec(source.image, out, further, segments, choice.vectors, order, mask, step.epilogue, "near" if parts > 1 else ahead, gate, divided, parts)
+    data["idx"] = asking(data["idx"], target)
+    divided = bands(data["w"].nbytes, placed, choice.pixels_outer, target)
+    spec = Spec(source.image, out, further, segments, choice.vectors, choice.pixels_outer, mask, step.epilogue, ahead, gate, divided, target.reach.ahead)
     macs = kept * out.shape[0] * out.shape[2] * out.shape[3]
     sizes = "+".join(f"{c}x{f}" for _, c, f in segments)
     reason = f"{scheme.label}: planes, groups of filters {sizes}, {kept} of {flat.size} weights"
-    label = f"{choice.vectors}x{target.lanes} pixels x {segments[0][2]} channels{f', inputs in {parts} parts' if parts > 1 else ''}"
-    scratch = data["w"].nbytes if gate else 4 * len(flat) * choice.vectors * target.lanes if parts > 1 else 0
-    return Kernel("planar_conv", spec, step, data, label, macs, reason, units(_dims(spec, target)), scratch=scratch, choice=choice)
+    label = f"{choice.vectors}x{target.lanes} pixels x {segments[0][2]} channels"
+    return Kernel("planar_conv", spec, step, data, label, macs, reason, units(_dims(spec, target)), scratch=data["w"].nbytes if gate else 0, choice=choice)
 
 
 def fits(step: Step, source: Shape, out: Shape, target: Target) -> bool:
@@ -144,20 +140,14 @@ def offsets(placed: Placed) -> np.ndarray:
     return grid.ravel().astype(np.int32)
 
 
+def asking(idx: np.ndarray, target: Target) -> np.ndarray:
+    """``idx`` with as many further entries as its last ones ask ahead."""
+    return np.concatenate([idx, np.zeros(target.reach.ahead, np.int32)])
+
+
 def _channels(idx: np.ndarray, source: Layout) -> np.ndarray:
     """The input channel of each entry of ``idx`` of a 1x1 convolution."""
     return ((idx - source.origin) // source.channel).astype(np.int32)
-
-
-def _bounds(data: dict[str, np.ndarray], source: Layout, parts: int, planes: int) -> np.ndarray:
-    """For each group and part of the input channels, of ``planes`` planes each, the group's first entry of that part, and behind the last part the end, counted from the group's first entry."""
-    channels = source.shape[1] // planes
-    limits = np.array([channels * part // parts for part in range(parts + 1)])
-    found = []
-    for first, count, _ in data["ptr"].reshape(-1, 3):
-        reach = data["idx"][first : first + count] - source.origin + source.channel // 2  # neighbours lie less than half a plane away
-        found.append(np.searchsorted(reach // (source.channel * planes), limits))
-    return np.concatenate(found).astype(np.int32)
 
 
 def _tiles(spec: Spec, target: Target) -> list[tuple[int, tuple[int, ...], tuple[int, ...]]]:
@@ -170,8 +160,6 @@ def _dims(spec: Spec, target: Target) -> list[tuple[int, ...]]:
     n, tiles = spec.out.shape[0], _tiles(spec, target)
     if spec.bands > 1:
         return [(n, spec.bands)]
-    if spec.depth > 1:
-        return [(n, count) for _, _, (count,) in tiles]
     if spec.pixels_outer:
         return [(n, count, groups) for _, _, (count,) in tiles for _, groups, _ in spec.segments]
     return [(n, groups, sum(count for _, _, (count,) in tiles)) for _, groups, _ in spec.segments]
@@ -199,9 +187,6 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
             if spec.pixels_outer:
                 for size, first, count in places:
                     with T.serial(0, count) as tile:
-                        if spec.depth > 1:
-                            _deep(o, spec, size, n, first + tile * size, target)
-                            continue
                         for segment in segments:
                             with T.serial(0, spec.segments[segment][1]) as g:
                                 visit(segment, size, n, g, first + tile * size, 0)
@@ -234,9 +219,6 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
 
         if spec.bands > 1:
             tir.nest(o, units(dims), dims[0], band)
-        elif spec.depth > 1:
-            for dim, (size, (first,), _) in zip(dims, tiles, strict=True):
-                tir.nest(o, units(dims), dim, lambda n, tile, size=size, first=first: _deep(o, spec, size, n, first + tile * size, target))  # type: ignore[misc]
         elif spec.pixels_outer:
             for size, (first,), (count,) in tiles:
                 for segment in segments:
@@ -268,27 +250,8 @@ def _scale_weights(o: Any, spec: Spec, gate: planar.Operand) -> None:
         before += count
 
 
-def _deep(o: Any, spec: Spec, size: int, n: Any, vector: Any, target: Target) -> None:
-    """One tile, all filters, one part of the input channels after the other."""
-    from stages.compiler.kernels import tir
-
-    T, room = tir.T, size * target.lanes
-    with T.serial(0, sum(count * filters for _, count, filters in spec.segments)) as channel:
-        for v in range(size):
-            tir.store(o.s, channel * room + v * target.lanes, T.broadcast(o.b[channel], target.lanes), target.lanes)
-
-    def groups(part: Any, last: bool) -> None:
-        for segment, (_, count, _) in enumerate(spec.segments):
-            with T.serial(0, count) as g:
-                _visit(o, spec, (size, segment), (n, g, vector), None, target, (part, last))
-
-    with T.serial(0, spec.depth - 1) as part:
-        groups(part, False)
-    groups(spec.depth - 1, True)
-
-
-def _visit(o: Any, spec: Spec, what: tuple[int, int], where: tuple[Any, Any, Any], ahead: tuple[Any, int] | None, target: Target, part: tuple[Any, bool] | None = None) -> None:
-    """``what``: (vectors of a tile, segment); ``where``: (image, group of the segment, first vector). ``ahead`` and ``part`` as of ``_micro``."""
+def _visit(o: Any, spec: Spec, what: tuple[int, int], where: tuple[Any, Any, Any], ahead: tuple[Any, int] | None, target: Target) -> None:
+    """``what``: (vectors of a tile, segment); ``where``: (image, group of the segment, first vector). ``ahead`` as of ``_micro``."""
     from stages.compiler.kernels import tir
 
     T, (size, segment), (n, g, vector) = tir.T, what, where
@@ -301,18 +264,15 @@ def _visit(o: Any, spec: Spec, what: tuple[int, int], where: tuple[Any, Any, Any
     def plane(f: Any) -> Any:
         return T.Bind(n * spec.out.image + (channel + f) * spec.out.channel)
 
-    if part is None or part[1]:
-        with T.If(pixel == 0), T.Then(), T.serial(0, filters) as f:
-            planar.zero_before(o, plane(f), spec.out, target.narrow)
-        with T.If(pixel == written - size * target.lanes), T.Then(), T.serial(0, filters) as f:  # the thread that writes the pixels before
-            planar.zero_behind(o, plane(f), spec.out, written, target.narrow)
-    _micro(o, spec, (size, filters), n, channel, g + before, pixel, ahead, target, part)
+    with T.If(pixel == 0), T.Then(), T.serial(0, filters) as f:
+        planar.zero_before(o, plane(f), spec.out, target.narrow)
+    with T.If(pixel == written - size * target.lanes), T.Then(), T.serial(0, filters) as f:  # the thread that writes the pixels before
+        planar.zero_behind(o, plane(f), spec.out, written, target.narrow)
+    _micro(o, spec, (size, filters), n, channel, g + before, pixel, ahead, target)
 
 
-def _micro(
-    o: Any, spec: Spec, shape: tuple[int, int], n: Any, channel: Any, group: Any, pixel: Any, ahead: tuple[Any, int] | None, target: Target, part: tuple[Any, bool] | None
-) -> None:
-    """One tile of pixels times one group of filters. ``ahead``: which of how many tiles this is, where each asks for its share of the next group's weights. ``part``: of the input channels, and whether it is the last."""
+def _micro(o: Any, spec: Spec, shape: tuple[int, int], n: Any, channel: Any, group: Any, pixel: Any, ahead: tuple[Any, int] | None, target: Target) -> None:
+    """One tile of pixels times one group of filters. ``ahead``: which of how many tiles this is, where each asks for its share of the next group's weights."""
     from stages.compiler.kernels import tir
 
     T, lanes, (vectors, filters) = tir.T, target.lanes, shape
@@ -321,19 +281,12 @@ def _micro(
     def slot(f: int, v: int) -> Any:
         return tir.at((f * vectors + v) * lanes, lanes)
 
-    def waiting(f: int, v: int) -> Any:
-        return tir.at(((channel + f) * vectors + v) * lanes, lanes)
-
     for f in range(filters):
-        bias = None if part else T.Bind(T.broadcast(o.b[channel + f], lanes))
+        bias = T.Bind(T.broadcast(o.b[channel + f], lanes))
         for v in range(vectors):
-            T.buffer_store(acc, o.s[waiting(f, v)] if part else bias, [slot(f, v)])
+            T.buffer_store(acc, bias, [slot(f, v)])
     corner = T.Bind(n * spec.x + pixel)
     k0, count, w0 = (T.Bind(o.ptr[group * 3 + i]) for i in range(3))
-    if part:
-        bound = 3 * sum(count for _, count, _ in spec.segments) + group * (spec.depth + 1) + part[0]
-        begin = T.Bind(o.ptr[bound])
-        k0, count, w0 = T.Bind(k0 + begin), T.Bind(o.ptr[bound + 1] - begin), T.Bind(w0 + begin * filters)
     pace = -(-filters // ahead[1]) if ahead else 0
     following = T.Bind(w0 + count * filters + ahead[0] * count * pace) if ahead else None
     with T.serial(0, count) as k:
@@ -342,16 +295,13 @@ def _micro(
             tir.fetch_evenly(o.w, following, k, pace)
         elif spec.streamed:
             tir.fetch_ahead(o.w, w0 + k * filters, filters)
+        if spec.ahead:
+            tir.fetch_lines(o.x, o.idx[k0 + k + spec.ahead] + corner, vectors * lanes)
         pixels = [T.Bind(o.x[tir.at(source + v * lanes, lanes)]) for v in range(vectors)]
         for f in range(filters):
             weight = T.Bind(T.broadcast(o.w[w0 + k * filters + f], lanes))
             for v in range(vectors):
                 T.buffer_store(acc, tir.multiply_add(acc[slot(f, v)], pixels[v], weight, lanes, target, min(vectors, filters)), [slot(f, v)])
-    if part and not part[1]:
-        for f in range(filters):
-            for v in range(vectors):
-                T.buffer_store(o.s, acc[slot(f, v)], [waiting(f, v)])
-        return
     masks = [T.Bind(o.b[tir.at(pixel + (spec.mask + v * lanes), lanes)]) > tir.splat(0, lanes) if spec.mask else None for v in range(vectors)]
     late = costly(spec.epilogue)
     for f in range(filters):

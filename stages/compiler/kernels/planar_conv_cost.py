@@ -7,7 +7,7 @@ import numpy as np
 from stages.compiler.ir import Layout, Step
 from stages.compiler.kernels import planar
 from stages.compiler.kernels.kernel import Placed
-from stages.compiler.kernels.packing import LINE, Group
+from stages.compiler.kernels.packing import Group
 from stages.compiler.kernels.units import split
 from stages.compiler.target import Target
 from stages.compiler.tiles import issue
@@ -19,8 +19,6 @@ _SINGLE = (1, 2)  # the same for masks that filters don't share (per-filter patt
 _MIXED = 1.1  # times the weights that a mask keeps: more in unions of four filters means that it isn't shared
 _CROSSING = 1.45  # times the cost of an aligned load, that of vectors of which most lie in two cache lines; four filters and more hide it
 _MOST_VECTORS = 12
-_FEWEST = 32  # tiles: of fewer (14x14) nothing is gained, and threads could not divide them evenly
-_LEAST = 64  # positions of a group in a part of the input channels: of fewer, the way of the sums to scratch memory and back takes too long
 
 
 def shifted(step: Step) -> float:
@@ -100,19 +98,3 @@ def bands(weights: int, placed: Placed, by_pixels: bool, target: Target) -> int:
     image, room = 4 * placed.inputs[0].size // placed.output.shape[0], target.reach.second
     parts = placed.output.parts if weights <= image else 1
     return parts if by_pixels or image <= parts * room else parts * -(-2 * image // (parts * room))
-
-
-def depth(placed: Placed, groups: tuple[Group, ...], vectors: int, kept: int, target: Target) -> int:
-    """Into how many parts the input channels are divided, so that the pixels that a tile reads of one part stay in the first-level cache for all groups; 1 where they do anyway.
-
-    Every kept position of a group is a few vectors of pixels, which come from the second-level cache more slowly than the processor multiplies. Measured, Zen 3, blocks of 8: 256 channels at 56x56 at 8.2x
-    7.5 -> 6.2 ms, 512 at 28x28 7.4 -> 6.8, 128 at 28x28 at 5.3x 0.62 -> 0.53.
-    """
-    step, source = placed.step, placed.inputs[0]
-    tiles = placed.output.shape[0] * -(-planar.vectors(placed.output, target.lanes) // vectors)
-    if step.attrs.get("gate") or step.attrs.get("split") or tiles < _FEWEST or sum(group.count for group in groups) < 3:
-        return 1
-    assert step.weight is not None
-    row = 1 + vectors * target.lanes / LINE  # cache lines
-    inputs = int(source.shape[1] * step.weight.shape[2] * row * 4 * LINE)
-    return max(1, min(-(-inputs // target.reach.inputs), kept // (len(step.weight) * _LEAST)))

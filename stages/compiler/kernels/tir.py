@@ -157,6 +157,13 @@ def fetch_ahead(buffer: Any, offset: Any, count: int) -> None:
         fetch(buffer, offset + (AHEAD + line), FIRST_LEVEL)
 
 
+def fetch_lines(buffer: Any, offset: Any, count: int) -> None:
+    """Ask for the ``count`` floats from ``offset`` on, to read them from the first-level cache: the line of the last one, and of each that is a multiple of a line's length before it."""
+    start = T.Bind(offset)
+    for place in range(count - 1, -1, -LINE):
+        fetch(buffer, start + place, FIRST_LEVEL)
+
+
 def fetch_evenly(buffer: Any, offset: Any, k: Any, pace: int) -> None:
     """Ask, in round ``k`` of a loop, for the lines of the ``pace`` floats that are its share of what begins at ``offset`` and is needed after the loop: the second-level cache has room for it."""
     for line in range(0, pace, LINE):
