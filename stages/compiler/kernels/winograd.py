@@ -207,16 +207,22 @@ def _multiply(o: Any, shape: Shape, part: tuple[Any, Any, Any, bool], tiles: int
     with T.serial(0, shape.places) as t, T.serial(0, beside) as block:
         u = T.Bind(shape.u + t * shape.u_pitch if shape.chunk else ((filters * shape.places + t) * beside + block) * shape.u_pitch)
         following = (filters * shape.channels + channel + channels) * (TAPS * TAPS * shape.wide)  # the next chunk's weights, which may be the next block's
-        ahead = T.Bind(following + t * (shape.chunk * _pace(shape))) if shape.chunk and not target.issue else None
+        chunks_ahead = (T.Bind(following + t * (shape.chunk * _pace(shape))), _pace(shape)) if shape.chunk and not target.issue else None
         for several, before, times in [(channels, 0, 1)] if shape.chunk else _parts(shape, target):
             with T.serial(0, times) as number:
                 inputs = (T.Bind(before + number * several) if times > 1 else before, several, begun or before > 0)
-                for place, (size, first, count) in enumerate(split(tiles, panel(shape.blocking.vectors, target))):
+                panels = split(tiles, panel(shape.blocking.vectors, target))
+                pace = -(-shape.wide // sum(count for _, _, count in panels))
+                for place, (size, first, count) in enumerate(panels):
                     with T.serial(0, count) as p:
                         tile = T.Bind(p * size + first)
                         v = T.Bind(t * shape.v_pitch + tile * lanes)
                         q = T.Bind(shape.q + t * shape.q_pitch + (block * (shape.blocking.vectors * shape.most) + tile) * lanes)
-                        _micro(o, shape, size, (v, u, q), (channel if shape.chunk else 0, *inputs), None if place else ahead, target)
+                        ahead = None if place else chunks_ahead
+                        if not shape.chunk and target.reach.evenly:
+                            passed = p + sum(n for _, _, n in panels[:place])
+                            ahead = (T.Bind(u + (inputs[0] + several) * shape.wide + passed * (several * pace)), pace)  # weights are read in the order in which they lie
+                        _micro(o, shape, size, (v, u, q), (channel if shape.chunk else 0, *inputs), ahead, target)
 
 
 def _parts(shape: Shape, target: Target) -> list[tuple[int, int, int]]:
@@ -232,9 +238,9 @@ def _pace(shape: Shape) -> int:
     return -(-TAPS * TAPS * shape.wide // shape.places)
 
 
-def _micro(o: Any, shape: Shape, size: int, places: tuple[Any, Any, Any], part: tuple[Any, Any, Any, bool], ahead: Any, target: Target) -> None:
+def _micro(o: Any, shape: Shape, size: int, places: tuple[Any, Any, Any], part: tuple[Any, Any, Any, bool], ahead: tuple[Any, int] | None, target: Target) -> None:
     """``size`` tiles times one block of filters; the sums stay in registers. ``places``: first floats of V, U and Q; ``part``: (input channel that U begins with, first input channel from there, number of
-    input channels, whether Q is added to); ``ahead``: first float of what to ask for meanwhile."""
+    input channels, whether Q is added to); ``ahead``: (first float of what to ask for meanwhile, floats for each input channel)."""
     from stages.compiler.kernels import tir
 
     T = tir.T
@@ -259,9 +265,11 @@ def _micro(o: Any, shape: Shape, size: int, places: tuple[Any, Any, Any], part: 
         source = T.Bind(v + block * shape.v_block + tir.tirx.truncmod(origin + channel, lanes))
         row = T.Bind(u + (tir.tirx.truncdiv(k, TOGETHER) * shape.u_block + tir.tirx.truncmod(k, TOGETHER) * shape.wide if shape.chunk else channel * shape.wide))
         if ahead is not None:
-            tir.fetch_evenly(o.w, ahead, k, _pace(shape))
+            tir.fetch_evenly(o.w, ahead[0], k, ahead[1])
         elif not shape.chunk and shape.weights <= target.reach.asked and not target.issue:
             tir.fetch_ahead(o.w, row, vectors * lanes)
+        if not shape.chunk and target.reach.ahead:  # as many lines as channels cover those of a panel
+            tir.fetch(o.s, v + (block + 2) * shape.v_block + tir.tirx.truncmod(channel, lanes) * lanes, tir.FIRST_LEVEL)
         loaded = [T.Bind(weights[tir.at(row + f * lanes, lanes)]) for f in range(vectors)]
         for p in range(size):
             value = T.Bind(T.broadcast(o.s[source + p * lanes], lanes))
