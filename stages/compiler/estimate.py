@@ -41,7 +41,7 @@ def estimate(step: Step, program: Program, on_planes: bool, target: Target) -> f
 
 def _depthwise(step: Step, program: Program, on_planes: bool, target: Target) -> float:
     assert step.weight is not None
-    out, taps, stride = program.values[step.output].shape, prod(step.weight.shape[2:]), min(2, step.attrs["stride"][0])
+    out, kernel, stride = program.values[step.output].shape, step.weight.shape[2:], min(2, step.attrs["stride"][0])
     if on_planes:
-        return DEPTHWISE[stride] * planar_depthwise.cycles(out, out[3] + step.attrs["padding"][1], taps, stride, target)
-    return DEPTHWISE[stride] * prod(out) * taps / target.lanes * (1.0 if target.fused_narrow else 0.5)
+        return DEPTHWISE[stride] * planar_depthwise.cycles(out, out[3] + step.attrs["padding"][1], kernel, step.attrs["stride"], target)
+    return DEPTHWISE[stride] * prod(out) * prod(kernel) / target.lanes * (1.0 if target.fused_narrow else 0.5)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from stages.compiler.ir import Epilogue, Layout, View
+from stages.compiler.ir import Epilogue, Layout, View, costly
 from stages.compiler.kernels.kernel import Kernel, Placed
 from stages.compiler.kernels.packing import LINE
 from stages.compiler.kernels.units import channel_blocks, split, units
@@ -93,9 +93,10 @@ def _pack(weight: np.ndarray, bias: np.ndarray, width: int) -> dict[str, np.ndar
 
 def emit(spec: Spec, name: str, target: Target) -> Any:
     """The kernel's PrimFunc."""
-    from stages.compiler.kernels import tir
+    from stages.compiler.kernels import epilogue, tir
 
     T, tirx, (rows, cols, beside) = tir.T, tir.tirx, spec.patch
+    late = costly(spec.epilogue)
 
     def body(o: Any) -> None:
         tir.zero_frame(o, spec.out, target.narrow)
@@ -109,7 +110,11 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
                     weights = _Weights(o, spec, channel, lanes)
                     for pixels, start, tiles in split(cols, spec.pixels):
                         with T.serial(0, tiles) as tile:
-                            _tile(o, spec, weights, (n, band * rows + row, part * cols + (tile * pixels + start)), pixels, channel, lanes)
+                            _tile(o, replace(spec, epilogue=()) if late else spec, weights, (n, band * rows + row, part * cols + (tile * pixels + start)), pixels, channel, lanes)
+                    if late:
+                        with T.serial(0, cols) as pixel:
+                            place = epilogue.Place((n, band * rows + row, part * cols + pixel), channel, lanes)
+                            epilogue.finish(o, o.y[place.index(spec.out.view)], spec.epilogue, place, spec.out.view, spec.extras)
 
             tir.nest(o, _units(spec, target), _dims(spec, count), visit)
 

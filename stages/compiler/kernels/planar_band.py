@@ -76,7 +76,7 @@ def build(placed: Placed, scheme: LayerScheme, target: Target) -> Kernel | None:
     biases[:c], biases[bias : bias + len(data["b"])] = step.bias, data["b"]
     a = step.attrs
     before = round_up(a["padding"][0] * source.cols + a["padding"][1], ALIGNED)
-    rows = min(h, planar_depthwise.rows_at_once(kh * kw, a["stride"][0], target))
+    rows = min(h, planar_depthwise.rows_at_once((kh, kw), a["stride"], target))
     depthwise = planar_depthwise.Spec((0, 0, 0, source.cols), out, planar.operands(placed), (kh, kw), a["stride"], rows, step.epilogue)
     segments = tuple((g.start, g.count, g.lanes * g.vectors) for g in groups)
     height = _height(h, max(s[2] for s in segments), source.cols, a["stride"][0], kh, out.parts)
