@@ -1,9 +1,15 @@
-"""Squeeze-and-excitation gates go into the weights of the convolution behind them: scaling its few weights is cheaper than a pass over the activation."""
+"""Squeeze-and-excitation gates go into the weights of the convolution behind them, where scaling these is cheaper than a pass over the activation: where they are fewer.
+
+Measured, Zen 3, 2x pruned: 1152 to 192 channels at 7x7 (110 thousand weights, 56 thousand pixels) 192 us with scaled weights, 160 and 21 without.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from math import prod
+
+import numpy as np
 
 from stages.compiler.ir import Layout, Program, Step
 
@@ -35,4 +41,5 @@ def _is_gate(step: Step, program: Program, planes: Mapping[str, Layout]) -> bool
 def _absorbs(step: Step, program: Program, planes: Mapping[str, Layout]) -> bool:
     assert step.weight is not None
     alone = program.readers[step.inputs[0]] == (step,) and step.inputs[0] not in step.inputs[1:]
-    return alone and step.output in planes and step.attrs["stride"] == (1, 1) and step.weight.shape[2:] == (1, 1) and len(step.inputs) <= _OPERANDS
+    fewer = bool(np.count_nonzero(step.weight) <= prod(program.values[step.inputs[0]].shape))  # each thread scales all weights
+    return alone and fewer and step.output in planes and step.attrs["stride"] == (1, 1) and step.weight.shape[2:] == (1, 1) and len(step.inputs) <= _OPERANDS
