@@ -18,7 +18,7 @@ from stages.compiler.arrange import arrange
 from stages.compiler.ir import Program, Step, Value
 from stages.compiler.kernels import planar, planar_conv_cost, units
 from stages.compiler.kernels.kernel import Placed
-from stages.compiler.target import Target, arm64, resolve
+from stages.compiler.target import Target, arm64, avx2, resolve
 from stages.graph import trace
 from stages.schemes import LayerScheme, prune_, uniform_scheme
 
@@ -28,8 +28,9 @@ def likes_planes(step: Step, program: Program, on_planes: bool, target: Target) 
     return -float(on_planes)
 
 
-def on_planes(module: nn.Module, *shape: int, rate: float = 2.0, threads: int = 1, divided: bool = False) -> CompiledModel:
-    """The pruned network compiled with planes wherever possible; compared on other inputs than the compiler's own check. ``divided``: small planes too among threads, by bands, and by parts of the input channels."""
+def on_planes(module: nn.Module, *shape: int, rate: float = 2.0, threads: int = 1, divided: bool = False, machine: Target | None = None) -> CompiledModel:
+    """The pruned network compiled with planes wherever possible; compared on other inputs than the compiler's own check. ``divided``: small planes too among threads and by bands, and pixels asked for ahead."""
+    machine = machine or resolve("host")
     module, example = randomised(module), inputs(*shape)
     scheme = uniform_scheme(trace(module, example), "block-punched", rate, 8)
     prune_(module, scheme)
@@ -38,9 +39,8 @@ def on_planes(module: nn.Module, *shape: int, rate: float = 2.0, threads: int = 
         if divided:
             patch.setattr(planar, "_SHARE", 1)
             patch.setattr(planar, "_HALO", 99.0)
-            patch.setattr(planar_conv_cost, "_FEWEST", 2)
-            patch.setattr(planar_conv_cost, "_LEAST", 1)
-            patch.setattr(api, "resolve", lambda name: dataclasses.replace(resolve(name), reach=dataclasses.replace(resolve(name).reach, second=5000, inputs=1000)))
+            machine = dataclasses.replace(machine, reach=dataclasses.replace(machine.reach, second=5000, ahead=3))
+        patch.setattr(api, "resolve", lambda name: machine)
         model = compile_model(module, example, scheme, threads=threads)
     assert_equal(model, module, inputs(*shape, seed=5))
     return model
@@ -116,6 +116,15 @@ def test_depthwise_convolutions(channels: int, height: int, width: int, kernel: 
     assert channels == 1 or "planar_depthwise" in kernels(model)
 
 
+@pytest.mark.skipif(resolve("host").isa == "neon", reason="runs x86 code")
+@pytest.mark.parametrize("kernel", [3, 5, 7])
+@pytest.mark.parametrize(("height", "width"), [(7, 9), (14, 14), (29, 37)])
+def test_depthwise_convolutions_with_few_registers(kernel: int, height: int, width: int) -> None:
+    depthwise = nn.Conv2d(5, 5, kernel, padding=kernel // 2, groups=5)
+    model = on_planes(nn.Sequential(nn.Conv2d(3, 5, 1), depthwise, nn.SiLU(), nn.Conv2d(5, 8, 1)), 1, 3, height, width, machine=avx2("haswell"))
+    assert "planar_depthwise" in kernels(model)
+
+
 @pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.AvgPool2d(2), nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(3, 1), nn.AdaptiveAvgPool2d(1), nn.AdaptiveMaxPool2d(1)])
 @pytest.mark.parametrize("size", [(16, 16), (21, 34)])
 @pytest.mark.parametrize("threads", [1, 2])
@@ -147,6 +156,7 @@ class Gated(nn.Module):
 def test_gates_go_into_the_weights_behind_them(threads: int, divided: bool) -> None:
     assert "planar_elementwise" not in kernels(on_planes(Gated(), 1, 13, 20, 22, threads=threads, divided=divided))
     assert "planar_elementwise" in kernels(on_planes(Gated(), 2, 13, 20, 22))  # each image has its own gate
+    assert "planar_elementwise" in kernels(on_planes(Gated(), 1, 13, 1, 5))  # there are more weights than pixels
 
 
 def test_a_residual_sum_and_a_strided_layer_between_planes() -> None:
@@ -214,14 +224,6 @@ def test_threads_have_rows_of_their_own_where_planes_are_large() -> None:
     assert [parts(1, 56, threads) for threads in (1, 2, 4, 5)] == [1, 2, 4, 1]  # 56 rows aren't five times as many
     assert (parts(2, 56, 2), parts(2, 56, 4), parts(3, 56, 2)) == (1, 2, 2)  # whole images are shares too
     assert (parts(1, 14, 2), parts(1, 28, 2), parts(1, 28, 2, halo=2), parts(1, 56, 2, halo=4), parts(1, 56, 2, halo=6)) == (1, 2, 1, 2, 1)
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-def test_input_channels_go_by_parts(threads: int) -> None:
-    strided = nn.Conv2d(24, 32, 3, 2, 1)
-    model = on_planes(nn.Sequential(nn.Conv2d(24, 24, 3, padding=1), nn.ReLU(), strided, nn.Conv2d(32, 23, 1)), 2, 24, 20, 30, threads=threads, divided=True)
-    tiles = [k["tile"] for k in model.manifest["kernels"] if k["kernel"] == "planar_conv"]
-    assert len(tiles) == 3 and all("parts" in tile for tile in tiles)
 
 
 def test_bands_keep_the_input_in_the_second_level_cache() -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from stages.compiler import api, compile_model, target, toolchain
 from stages.compiler.arrange import arrange
 from stages.compiler.fuse import fuse
-from stages.compiler.kernels import tir
+from stages.compiler.kernels import gather, tir
 from stages.compiler.lower import lower
 from stages.compiler.share import share
 from stages.compiler.shrink import shrink
@@ -37,6 +37,20 @@ def test_avx2(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     model = compile_model(module, torch.zeros(SHAPE), scheme)
     assert model.manifest["target"]["isa"] == "avx2"
     assert_equal(model, module, inputs(*SHAPE))
+
+
+@pytest.mark.skipif(target.resolve("host").isa == "neon", reason="runs x86 code")
+@pytest.mark.parametrize(("channels", "size"), [(300, 9), (37, 28)])
+def test_pixels_are_asked_for(monkeypatch: pytest.MonkeyPatch, channels: int, size: int) -> None:
+    """Blocks of 8; the last pixels have none behind them."""
+    monkeypatch.setattr(gather, "ASKED", 0)
+    module = randomised(nn.Sequential(nn.Conv2d(channels, 24, 1), nn.ReLU()))
+    example = torch.zeros(1, channels, size, size)
+    scheme = uniform_scheme(trace(module, example), "block-punched", 3.0, 8)
+    prune_(module, scheme)
+    build = api.Build(*api.prepare(module, example, scheme, None), AVX2, 1, planes=())
+    assert [k.spec.asking for k in build.kernels if k.rule == "gather"] == [True]
+    assert_equal(build.link(), module, inputs(*example.shape))
 
 
 @pytest.mark.skipif(target.resolve("host").isa == "neon", reason="runs x86 code")
