@@ -27,7 +27,6 @@ class Spec:
     """All that the code depends on. ``segments`` are (first filter, groups, filters per group); a tile is up to ``vectors`` vectors of pixels.
 
     ``bands``: into how many bands of consecutive pixels an image is divided, in each of which all filters are computed before the next; with 1, threads divide filters or tiles.
-    ``ahead``: how many positions before it multiplies a tile asks for the pixels of a position; 0: it doesn't.
     """
 
     x: int  # floats from image to image
@@ -41,7 +40,6 @@ class Spec:
     streamed: Stream
     gate: planar.Operand | None = None
     bands: int = 1
-    ahead: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ def chosen(placed: Placed, scheme: LayerScheme, target: Target, choice: Choice) 
         data["ptr"] = np.concatenate([data["ptr"], _channels(data["idx"], source)])
     data["idx"] = asking(data["idx"], target)
     divided = bands(data["w"].nbytes, placed, choice.pixels_outer, target)
-    spec = Spec(source.image, out, further, segments, choice.vectors, choice.pixels_outer, mask, step.epilogue, ahead, gate, divided, target.reach.ahead)
+    spec = Spec(source.image, out, further, segments, choice.vectors, choice.pixels_outer, mask, step.epilogue, ahead, gate, divided)
     macs = kept * out.shape[0] * out.shape[2] * out.shape[3]
     sizes = "+".join(f"{c}x{f}" for _, c, f in segments)
     reason = f"{scheme.label}: planes, groups of filters {sizes}, {kept} of {flat.size} weights"
@@ -295,8 +293,8 @@ def _micro(o: Any, spec: Spec, shape: tuple[int, int], n: Any, channel: Any, gro
             tir.fetch_evenly(o.w, following, k, pace)
         elif spec.streamed:
             tir.fetch_ahead(o.w, w0 + k * filters, filters)
-        if spec.ahead:
-            tir.fetch_lines(o.x, o.idx[k0 + k + spec.ahead] + corner, vectors * lanes)
+        if target.reach.ahead:
+            tir.fetch_lines(o.x, o.idx[k0 + k + target.reach.ahead] + corner, vectors * lanes)
         pixels = [T.Bind(o.x[tir.at(source + v * lanes, lanes)]) for v in range(vectors)]
         for f in range(filters):
             weight = T.Bind(T.broadcast(o.w[w0 + k * filters + f], lanes))

@@ -139,7 +139,10 @@ def sweep(o: Any, spec: Spec, n: Any, c: Any, source: Any, height: int, first: A
         return held[tap] if held else weight(tap)
 
     def block(y: Any, rows: int, col: Any) -> None:
-        (_by_columns if columns else _block)(o, spec, get, (n, c, y), rows, source, col, lanes, target)
+        if columns:
+            _by_columns(o, spec, weight, (n, c, y), rows, source, col, lanes, target)
+        else:
+            _block(o, spec, get, (n, c, y), rows, source, col, lanes)
 
     for rows, row0, tiles in split(height, spec.rows):
         with T.serial(0, tiles) as tile:
@@ -173,7 +176,7 @@ def _by_columns(o: Any, spec: Spec, weight: Any, place: tuple[Any, Any, Any], ro
         planar.finish(o, sums[r], spec.epilogue, spec.extras, n, c, (y + r) * spec.out.cols + col, lanes, spec.out, mask(spec.out.shape[3], lanes))
 
 
-def _block(o: Any, spec: Spec, weight: Any, place: tuple[Any, Any, Any], rows: int, source: Any, col: Any, lanes: int, _target: Target) -> None:
+def _block(o: Any, spec: Spec, weight: Any, place: tuple[Any, Any, Any], rows: int, source: Any, col: Any, lanes: int) -> None:
     """``rows`` rows times one vector of results."""
     from stages.compiler.kernels import tir
     from stages.compiler.kernels.planar_rows import Row, mask
