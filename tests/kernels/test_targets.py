@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import nn
 from stages.compiler import api, compile_model, target, toolchain
 from stages.compiler.arrange import arrange
 from stages.compiler.fuse import fuse
-from stages.compiler.kernels import gather, tir
+from stages.compiler.kernels import tir
 from stages.compiler.lower import lower
 from stages.compiler.share import share
 from stages.compiler.shrink import shrink
@@ -41,15 +42,16 @@ def test_avx2(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
 
 @pytest.mark.skipif(target.resolve("host").isa == "neon", reason="runs x86 code")
 @pytest.mark.parametrize(("channels", "size"), [(300, 9), (37, 28)])
-def test_pixels_are_asked_for(monkeypatch: pytest.MonkeyPatch, channels: int, size: int) -> None:
-    """Blocks of 8; the last pixels have none behind them."""
-    monkeypatch.setattr(gather, "ASKED", 0)
-    module = randomised(nn.Sequential(nn.Conv2d(channels, 24, 1), nn.ReLU()))
+@pytest.mark.parametrize(("block", "stride"), [(8, 1), (16, 2)])
+def test_lines_are_claimed(channels: int, size: int, block: int, stride: int) -> None:
+    """Results of any size; the last tile has none behind it, the last row none below."""
+    machine = dataclasses.replace(AVX2, reach=dataclasses.replace(AVX2.reach, second=0))
+    module = randomised(nn.Sequential(nn.Conv2d(channels, 24, 1), nn.ReLU(), nn.Conv2d(24, 24, 3, stride, 1, groups=24), nn.Hardswish()))
     example = torch.zeros(1, channels, size, size)
-    scheme = uniform_scheme(trace(module, example), "block-punched", 3.0, 8)
+    scheme = uniform_scheme(trace(module, example), "block-punched", 3.0, block)
     prune_(module, scheme)
-    build = api.Build(*api.prepare(module, example, scheme, None), AVX2, 1, planes=())
-    assert [k.spec.asking for k in build.kernels if k.rule == "gather"] == [True]
+    build = api.Build(*api.prepare(module, example, scheme, None), machine, 1, planes=())
+    assert {k.rule: k.spec.claiming for k in build.kernels if k.rule in ("gather", "depthwise")} == {"gather": True, "depthwise": True}
     assert_equal(build.link(), module, inputs(*example.shape))
 
 

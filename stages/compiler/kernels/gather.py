@@ -23,14 +23,12 @@ from stages.compiler.tiles import Tile, Window, chains
 from stages.schemes.scheme import LayerScheme
 
 L2_BYTES = 512 * 1024  # weights or input that stay this small are read again and again without harm
-ASKED = 32 * 1024  # bytes of pixels that a group of filters reads and that the first-level cache doesn't hold until the next
-PAIRS = 8  # pixels of a tile: of more, two at a time are asked for
 MANY = 8  # groups: as many can be divided among a few threads without dividing their tiles
 
 
 @dataclass(frozen=True)
 class Spec:
-    """All that the code depends on. ``x`` are (image, row, pixel) strides in floats from one output pixel to the next; ``segments`` are (first channel, groups, lanes, vectors). ``asking``: while a tile multiplies some channels of its pixels, it asks for the next ones."""
+    """All that the code depends on. ``x`` are (image, row, pixel) strides in floats from one output pixel to the next; ``segments`` are (first channel, groups, lanes, vectors). ``claiming``: a tile asks for the lines of the next one's results."""
 
     dims: tuple[int, int, int]
     x: tuple[int, int, int]
@@ -43,7 +41,7 @@ class Spec:
     pixels_outer: bool
     epilogue: Epilogue
     streamed: Stream
-    asking: bool = False
+    claiming: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ def _kernel(placed: Placed, scheme: LayerScheme, target: Target, choice: Choice,
     dims, x, y, extras = walk(placed)
     groups = segments(weight.shape[0], choice.lanes, choice.vectors, target)
     data, kept = pack(weight, step.bias, groups, offsets(placed), visits(*step.weight.shape[1:]))
-    spec = Spec(dims, x[1:], y, out, extras, _segments(groups), choice.rows, choice.cols, choice.pixels_outer, step.epilogue, stream(data, choice.lanes * choice.vectors, not choice.pixels_outer, target), _asks(placed, choice, target))
+    spec = Spec(dims, x[1:], y, out, extras, _segments(groups), choice.rows, choice.cols, choice.pixels_outer, step.epilogue, stream(data, choice.lanes * choice.vectors, not choice.pixels_outer, target), target.claims(out.size))
     macs = kept * out.shape[0] * out.shape[2] * out.shape[3]
     label = Tile(choice.rows, choice.cols, choice.lanes, choice.vectors).label
     return Kernel("gather", spec, step, data, label, macs, _reason(scheme, groups, weight.size, kept), units(n.dims for n in _nests(spec)), choice=choice)
@@ -125,16 +123,6 @@ def offsets(placed: Placed) -> np.ndarray:
     cols = np.arange(kw) * attrs["dilation"][1] - attrs["padding"][1]
     grid = source.origin + np.arange(channels)[:, None, None] * source.channel + rows[:, None] * source.row + cols * source.pitch
     return grid.ravel().astype(np.int32)
-
-
-def _asks(placed: Placed, choice: Choice, target: Target) -> bool:
-    """Whether it pays to ask for a tile's pixels: those of a 1x1 convolution, where they come from the second-level cache for every group of one vector of filters.
-
-    Measured, Zen 3, blocks of 8: 672 to 160 channels at 14x14 237 -> 223 us, 960 to 160 at 7x7 121 -> 113. Groups of more vectors, as of dense layers, lose 5 %.
-    """
-    assert placed.step.weight is not None
-    again = choice.rows * choice.cols * placed.step.weight.shape[1] if choice.pixels_outer else placed.inputs[0].size
-    return target.reach.ahead > 0 and choice.vectors == 1 and placed.step.weight.shape[2:] == (1, 1) and 4 * again > ASKED
 
 
 def _segments(groups: tuple[Group, ...]) -> tuple[tuple[int, int, int, int], ...]:
@@ -245,6 +233,23 @@ def _walker(o: Any, spec: Spec, nest: _Nest, target: Target) -> Callable[..., No
     return visit
 
 
+def _claim(o: Any, spec: Spec, pixel: tuple[Any, Any, Any], block: tuple[int, int], g: Any, channel: Any, group: int) -> None:
+    """Ask for the lines of ``group`` results of each pixel of the tile at ``pixel``, to write them. Of two groups that share lines, each asks for those of every second pixel."""
+    from stages.compiler.kernels import tir
+
+    T, (n, y, x) = tir.T, pixel
+    shared = group < LINE
+    rows_apart = shared and block[1] % 2 == 1 and block[0] > 1
+    corner = spec.y[0] + n * spec.y[1] + y * spec.y[2] + x * spec.y[3] + channel
+    if shared:
+        corner = corner + tir.tirx.truncmod(g, 2) * (spec.y[2] if rows_apart else spec.y[3])
+    corner = T.Bind(corner)
+    for r in range(0, block[0], 2 if rows_apart else 1):
+        for c in range(0, block[1], 2 if shared and not rows_apart else 1):
+            for start in range(0, group, LINE):
+                tir.claim(o.y, corner + (r * spec.y[2] + c * spec.y[3] + start))
+
+
 def _ordinal(tiles: _Tiles, n: Any, i: Any, j: Any) -> Any:
     """The number of a tile among those of its size."""
     return (n * tiles.counts[1] + i) * tiles.counts[2] + j
@@ -293,14 +298,13 @@ def _micro(
     k0 = T.Bind(o.ptr[(g + first) * 3])
     w0 = T.Bind(o.ptr[(g + first) * 3 + 2])
     count = T.Bind(o.ptr[(g + first) * 3 + 1])
+    if spec.claiming:
+        _claim(o, spec, (n, y, x + block[1]), block, g, channel, group)
     pace = -(-group // ahead[1]) if ahead else 0
     following = T.Bind(w0 + count * group + ahead[0] * count * pace) if ahead else None
 
-    def position(k: Any, chain: int, number: int | None = None) -> None:
+    def position(k: Any, chain: int) -> None:
         source = T.Bind(o.idx[k0 + k] + corner)
-        if number is not None:
-            for r, c in places[number :: several]:
-                tir.fetch(o.x, source + (r * spec.x[1] + c * spec.x[2] + LINE), tir.FIRST_LEVEL)
         if following is not None:
             tir.fetch_evenly(o.w, following, k, pace)
         elif spec.streamed:
@@ -312,14 +316,12 @@ def _micro(
             for v in range(vectors):
                 T.buffer_store(acc, tir.multiply_add(acc[slot(p, v, chain)], value, weights[v], lanes, target, min(vectors, len(places))), [slot(p, v, chain)])
 
-    at_once = -(-len(places) // 2) if len(places) > PAIRS else len(places)
-    several = max(sums, at_once // sums * sums) if spec.asking else sums
-    if several > 1:
-        with T.serial(0, count // several) as turn:
-            for number in range(several):
-                position(turn * several + number, number % sums, number if spec.asking else None)
-    with T.serial(0, count % several if several > 1 else count) as k:
-        position(count // several * several + k if several > 1 else k, 0)
+    if sums > 1:
+        with T.serial(0, count // sums) as turn:
+            for chain in range(sums):
+                position(turn * sums + chain, chain)
+    with T.serial(0, count % sums if sums > 1 else count) as k:
+        position(count // sums * sums + k if sums > 1 else k, 0)
     for chain in range(1, sums):
         for p in range(len(places)):
             for v in range(vectors):

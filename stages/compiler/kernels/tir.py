@@ -151,6 +151,11 @@ def fetch(buffer: Any, offset: Any, level: int) -> None:
     T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", tirx.address_of(buffer[offset]), *(tirx.IntImm("int32", n) for n in (0, level, 1))))
 
 
+def claim(buffer: Any, offset: Any) -> None:
+    """Ask for the cache line of the float ``offset``, to write it later; beyond the buffer's end too, where asking does no harm."""
+    T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", tirx.address_of(buffer[offset]), *(tirx.IntImm("int32", n) for n in (1, FIRST_LEVEL, 1))))
+
+
 def fetch_ahead(buffer: Any, offset: Any, count: int) -> None:
     """Ask for the cache lines of the ``count`` floats that a stream reaches AHEAD floats after ``offset``."""
     for line in range(0, count, LINE):
