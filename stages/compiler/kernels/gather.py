@@ -28,7 +28,10 @@ MANY = 8  # groups: as many can be divided among a few threads without dividing 
 
 @dataclass(frozen=True)
 class Spec:
-    """All that the code depends on. ``x`` are (image, row, pixel) strides in floats from one output pixel to the next; ``segments`` are (first channel, groups, lanes, vectors). ``claiming``: a tile asks for the lines of the next one's results."""
+    """All that the code depends on. ``x`` are (image, row, pixel) strides in floats from one output pixel to the next; ``segments`` are (first channel, groups, lanes, vectors).
+
+    ``claiming``: a tile asks for the lines of the next one's results.
+    """
 
     dims: tuple[int, int, int]
     x: tuple[int, int, int]
@@ -41,7 +44,7 @@ class Spec:
     pixels_outer: bool
     epilogue: Epilogue
     streamed: Stream
-    claiming: bool = False
+    claiming: bool
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,8 @@ def _kernel(placed: Placed, scheme: LayerScheme, target: Target, choice: Choice,
     dims, x, y, extras = walk(placed)
     groups = segments(weight.shape[0], choice.lanes, choice.vectors, target)
     data, kept = pack(weight, step.bias, groups, offsets(placed), visits(*step.weight.shape[1:]))
-    spec = Spec(dims, x[1:], y, out, extras, _segments(groups), choice.rows, choice.cols, choice.pixels_outer, step.epilogue, stream(data, choice.lanes * choice.vectors, not choice.pixels_outer, target), target.claims(out.size))
+    ahead = stream(data, choice.lanes * choice.vectors, not choice.pixels_outer, target)
+    spec = Spec(dims, x[1:], y, out, extras, _segments(groups), choice.rows, choice.cols, choice.pixels_outer, step.epilogue, ahead, target.claims(out.size))
     macs = kept * out.shape[0] * out.shape[2] * out.shape[3]
     label = Tile(choice.rows, choice.cols, choice.lanes, choice.vectors).label
     return Kernel("gather", spec, step, data, label, macs, _reason(scheme, groups, weight.size, kept), units(n.dims for n in _nests(spec)), choice=choice)
