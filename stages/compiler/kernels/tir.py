@@ -148,12 +148,16 @@ def store(buffer: Any, offset: Any, value: Any, lanes: int) -> None:
 
 def fetch(buffer: Any, offset: Any, level: int) -> None:
     """Ask for the cache line of the float ``offset``, to read it from the cache of ``level`` later; beyond the buffer's end too, where asking does no harm."""
-    T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", tirx.address_of(buffer[offset]), *(tirx.IntImm("int32", n) for n in (0, level, 1))))
+    _ask(buffer, offset, level, 0)
 
 
 def claim(buffer: Any, offset: Any) -> None:
-    """Ask for the cache line of the float ``offset``, to write it later; beyond the buffer's end too, where asking does no harm."""
-    T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", tirx.address_of(buffer[offset]), *(tirx.IntImm("int32", n) for n in (1, FIRST_LEVEL, 1))))
+    """Ask for the cache line of the float ``offset``, to write it later; beyond the buffer's end too."""
+    _ask(buffer, offset, FIRST_LEVEL, 1)
+
+
+def _ask(buffer: Any, offset: Any, level: int, writing: int) -> None:
+    T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", tirx.address_of(buffer[offset]), *(tirx.IntImm("int32", n) for n in (writing, level, 1))))
 
 
 def fetch_ahead(buffer: Any, offset: Any, count: int) -> None:
