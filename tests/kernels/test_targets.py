@@ -19,6 +19,7 @@ from stages.compiler.kernels import tir
 from stages.compiler.lower import lower
 from stages.compiler.share import share
 from stages.compiler.shrink import shrink
+from stages.compiler.tuning import database
 from stages.errors import UsageError
 from stages.graph import trace
 from stages.schemes import Scheme, prune_, uniform_scheme
@@ -52,6 +53,23 @@ def test_lines_are_claimed(channels: int, size: int, block: int, stride: int) ->
     prune_(module, scheme)
     build = api.Build(*api.prepare(module, example, scheme, None), machine, 1, planes=())
     assert {k.rule: k.spec.claiming for k in build.kernels if k.rule in ("gather", "depthwise")} == {"gather": True, "depthwise": True}
+    assert_equal(build.link(), module, inputs(*example.shape))
+
+
+@pytest.mark.skipif(target.resolve("host").isa == "neon", reason="runs x86 code")
+@pytest.mark.parametrize(("rate", "at_once"), [(2.0, True), (1.0, False)])
+@pytest.mark.parametrize(("kernel", "tile"), [(3, (2, 7)), (1, (1, 14))])
+def test_weights_of_the_next_group_are_asked_for(monkeypatch: pytest.MonkeyPatch, kernel: int, tile: tuple[int, int], rate: float, at_once: bool) -> None:
+    """A few lines in a tile's beginning, many among its positions; the last group has none behind it, and the last tile is smaller. Rows that are merged to one have tiles of as many pixels."""
+    choice = {"rule": "gather", "lanes": 8, "vectors": 1, "rows": 2, "cols": 7, "pixels_outer": False}
+    monkeypatch.setattr(database, "find", lambda signature, target: (choice, database.SHIPPED))
+    module = randomised(nn.Sequential(nn.Conv2d(160, 960, 1), nn.Hardswish(), nn.Conv2d(960, 8, kernel, padding=kernel // 2)))
+    example = torch.zeros(1, 160, 7, 7)
+    scheme = uniform_scheme(trace(module, example), "block-punched", rate, 8) if rate > 1 else Scheme()
+    prune_(module, scheme)
+    build = api.Build(*api.prepare(module, example, scheme, None), AVX2, 1, planes=())
+    spec = next(k.spec for k in build.kernels if k.rule == "gather")
+    assert (spec.rows, spec.cols, spec.streamed, spec.at_once) == (*tile, "group", at_once)
     assert_equal(build.link(), module, inputs(*example.shape))
 
 

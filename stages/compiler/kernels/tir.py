@@ -179,6 +179,14 @@ def fetch_evenly(buffer: Any, offset: Any, k: Any, pace: int) -> None:
         fetch(buffer, offset + (k * pace + line), SECOND_LEVEL)
 
 
+def fetch_share(buffer: Any, offset: Any, count: Any, number: Any, of: int) -> None:
+    """Ask at once for the lines of share ``number`` of ``of`` of the ``count`` floats that begin at ``offset``: the second-level cache has room for all."""
+    lines = T.Bind(tirx.truncdiv(count + (LINE * of - 1), LINE * of))
+    first = T.Bind(offset + number * lines * LINE)
+    with T.serial(0, lines) as line:
+        fetch(buffer, first + line * LINE, SECOND_LEVEL)
+
+
 def widths(count: int, choices: tuple[int, ...]) -> list[tuple[int, int]]:
     """``count`` floats as (start, lanes) of vectors, widest first, single floats for what remains: 27 with (16, 8) -> 16, 8, 1, 1, 1."""
     found, start = [], 0
