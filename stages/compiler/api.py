@@ -93,7 +93,7 @@ class Build:
         known = database.find_planes(network(program), target) if planes is None else (planes, database.ASKED)
         made = arrange(program, target, threads=threads) if known is None else arranged(program, known[0], target, threads)
         self.arrangement = {"planes": [list(size) for size in made.resolutions], "chosen": known[1] if known else database.MODEL}
-        self.program, planes_at = split_inputs(fuse_bands(absorb_gates(made.program, made.planes), made.planes, target), made.planes, threads)
+        self.program, planes_at = split_inputs(fuse_bands(absorb_gates(made.program, made.planes, threads), made.planes, target), made.planes, threads)
         self.layouts = layouts(self.program, target, planes_at)
         self.kernels = [select(step, self.layouts, target) for step in self.program.steps]
         if not alone:

@@ -32,6 +32,7 @@ class Spec:
     """All that the code depends on. ``x`` are (image, row, pixel) strides in floats from one output pixel to the next; ``segments`` are (first channel, groups, lanes, vectors).
 
     ``claiming``: a tile asks for the lines of the next one's results. ``at_once``: where the next group's weights are asked for, each tile asks for its share in the beginning.
+    ``gate``: where channel 0 of the first pixel lies, if the last operand is a gate, one number for each input channel, by which the weights are multiplied; else None.
     """
 
     dims: tuple[int, int, int]
@@ -47,6 +48,7 @@ class Spec:
     streamed: Stream
     claiming: bool
     at_once: bool
+    gate: int | None
 
 
 @dataclass(frozen=True)
@@ -119,10 +121,13 @@ def _kernel(placed: Placed, scheme: LayerScheme, target: Target, choice: Choice,
     tiles = dims[0] * -(-dims[1] // choice.rows) * -(-dims[2] // choice.cols) * sum(g.count for g in groups)
     at_once = ahead == "group" and target.reach.ahead > 0 and data["w"].size <= AT_ONCE * LINE * tiles
     tile = (choice.rows, choice.cols, choice.pixels_outer)
-    spec = Spec(dims, x[1:], y, out, extras, _segments(groups), *tile, step.epilogue, ahead, target.claims(out.size), at_once)
+    gate = placed.inputs[0].origin if step.attrs.get("gate") else None
+    further = extras if gate is None else extras[:-1]
+    spec = Spec(dims, x[1:], y, out, further, _segments(groups), *tile, step.epilogue, ahead, target.claims(out.size), at_once, gate)
     macs = kept * out.shape[0] * out.shape[2] * out.shape[3]
     label = Tile(choice.rows, choice.cols, choice.lanes, choice.vectors).label
-    return Kernel("gather", spec, step, data, label, macs, _reason(scheme, groups, weight.size, kept), units(n.dims for n in _nests(spec)), choice=choice)
+    scratch = 0 if gate is None else data["w"].nbytes
+    return Kernel("gather", spec, step, data, label, macs, _reason(scheme, groups, weight.size, kept), units(n.dims for n in _nests(spec)), scratch, choice)
 
 
 def walk(placed: Placed) -> tuple[tuple[int, int, int], View, View, tuple[View, ...]]:
@@ -213,11 +218,30 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
 
     def body(o: Any) -> None:
         tir.zero_frame(o, spec.out, target.narrow)
+        if spec.gate is not None:
+            _scale_weights(o, spec, spec.gate, target)
+            o.w = o.s
         nests = _nests(spec)
         for nest in nests:
             tir.nest(o, units(n.dims for n in nests), nest.dims, _walker(o, spec, nest, target))
 
     return tir.function(name, body, multiplies=target)
+
+
+def _scale_weights(o: Any, spec: Spec, origin: int, target: Target) -> None:
+    """All packed weights times the gate of their input channel, into scratch memory: every call does it for itself, they are few."""
+    from stages.compiler.kernels import tir
+
+    T, gates = tir.T, (o.e0, o.e1, o.e2)[len(spec.extras)]
+    for index, (_, count, lanes, vectors) in enumerate(spec.segments):
+        first = _first(spec, index)
+        with T.serial(first, first + count) as group:
+            k0, entries, w0 = (T.Bind(o.ptr[group * 3 + i]) for i in range(3))
+            with T.serial(0, entries) as k:
+                factor = T.Bind(gates[o.idx[k0 + k] - origin])
+                for v in range(vectors):
+                    place = tir.at(w0 + (k * vectors + v) * lanes, lanes)
+                    T.buffer_store(o.s, o.w[place] * tir.spread(factor, lanes), [place])
 
 
 def _walker(o: Any, spec: Spec, nest: _Nest, target: Target) -> Callable[..., None]:
