@@ -214,34 +214,18 @@ def _nests(spec: Spec) -> list[_Nest]:
 
 def emit(spec: Spec, name: str, target: Target) -> Any:
     """The kernel's PrimFunc."""
-    from stages.compiler.kernels import tir
+    from stages.compiler.kernels import gated, tir
 
     def body(o: Any) -> None:
         tir.zero_frame(o, spec.out, target.narrow)
         if spec.gate is not None:
-            _scale_weights(o, spec, spec.gate, target)
-            o.w = o.s
+            sizes = [(count, lanes * vectors) for _, count, lanes, vectors in spec.segments]
+            gated.scale_weights(o, (o.e0, o.e1, o.e2)[len(spec.extras)], sizes, lambda k: o.idx[k] - spec.gate, target.narrow)
         nests = _nests(spec)
         for nest in nests:
             tir.nest(o, units(n.dims for n in nests), nest.dims, _walker(o, spec, nest, target))
 
     return tir.function(name, body, multiplies=target)
-
-
-def _scale_weights(o: Any, spec: Spec, origin: int, target: Target) -> None:
-    """All packed weights times the gate of their input channel, into scratch memory: every call does it for itself, they are few."""
-    from stages.compiler.kernels import tir
-
-    T, gates = tir.T, (o.e0, o.e1, o.e2)[len(spec.extras)]
-    for index, (_, count, lanes, vectors) in enumerate(spec.segments):
-        first = _first(spec, index)
-        with T.serial(first, first + count) as group:
-            k0, entries, w0 = (T.Bind(o.ptr[group * 3 + i]) for i in range(3))
-            with T.serial(0, entries) as k:
-                factor = T.Bind(gates[o.idx[k0 + k] - origin])
-                for v in range(vectors):
-                    place = tir.at(w0 + (k * vectors + v) * lanes, lanes)
-                    T.buffer_store(o.s, o.w[place] * tir.spread(factor, lanes), [place])
 
 
 def _walker(o: Any, spec: Spec, nest: _Nest, target: Target) -> Callable[..., None]:

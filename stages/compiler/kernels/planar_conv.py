@@ -165,7 +165,7 @@ def _dims(spec: Spec, target: Target) -> list[tuple[int, ...]]:
 
 def emit(spec: Spec, name: str, target: Target) -> Any:
     """The kernel's PrimFunc."""
-    from stages.compiler.kernels import tir
+    from stages.compiler.kernels import gated, tir
 
     T, dims = tir.T, _dims(spec, target)
     tiles, segments = _tiles(spec, target), range(len(spec.segments))
@@ -173,8 +173,9 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
 
     def body(o: Any) -> None:
         if spec.gate:
-            _scale_weights(o, spec, spec.gate)
-            o.w = o.s
+            origin, groups = spec.gate.origin, sum(count for _, count, _ in spec.segments)
+            sizes = [(count, filters) for _, count, filters in spec.segments]
+            gated.scale_weights(o, (o.e0, o.e1, o.e2)[len(spec.extras)], sizes, lambda k: o.ptr[k + 3 * groups] + origin, (8, 4))
 
         def visit(segment: int, size: int, n: Any, g: Any, vector: Any, ordinal: Any) -> None:
             _visit(o, spec, (size, segment), (n, g, vector), (ordinal, max(1, every)) if spec.streamed == "group" else None, target)
@@ -226,26 +227,6 @@ def emit(spec: Spec, name: str, target: Target) -> Any:
                 tir.nest(o, units(dims), dims[segment], group(segment))
 
     return tir.function(name, body, multiplies=target)
-
-
-def _scale_weights(o: Any, spec: Spec, gate: planar.Operand) -> None:
-    """All packed weights times the gate of their input channel, into scratch memory: every call does it for itself, they are few."""
-    from stages.compiler.kernels import tir
-
-    T = tir.T
-    gates = (o.e0, o.e1, o.e2)[len(spec.extras)]
-    every = sum(count for _, count, _ in spec.segments)
-    before = 0
-    for _, count, filters in spec.segments:
-        with T.serial(before, before + count) as group:
-            k0, entries, w0 = (T.Bind(o.ptr[group * 3 + i]) for i in range(3))
-            with T.serial(0, entries) as k:
-                factor = T.Bind(gates[o.ptr[k0 + k + 3 * every] + gate.origin])
-                at = T.Bind(w0 + k * filters)
-                for start, lanes in tir.widths(filters, (8, 4)):
-                    index = tir.at(at + start, lanes)
-                    T.buffer_store(o.s, o.w[index] * (T.broadcast(factor, lanes) if lanes > 1 else factor), [index])
-        before += count
 
 
 def _visit(o: Any, spec: Spec, what: tuple[int, int], where: tuple[Any, Any, Any], ahead: tuple[Any, int] | None, target: Target) -> None:
